@@ -1,0 +1,126 @@
+"""Every metric of the server, in one place; names and units as Prometheus' conventions have them.
+
+Label values are bounded: methods, codes, operations, stages, states and handlers come from our own
+tables and the configuration, never from a request.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from zos_cri import __version__
+from zos_cri.errors import grpc_code
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+# 1 ms is a list from memory, 60 s a pull or a hanging plugin; steps of 2 to 2.5 between.
+BUCKETS: Final = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+
+
+class Metrics:
+    """The registry and its metrics."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.rpc_duration = Histogram(
+            "zos_cri_rpc_duration_seconds",
+            "Time from an RPC's arrival to its answer.",
+            ("method", "code"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.rpcs_in_flight = Gauge(
+            "zos_cri_rpcs_in_flight",
+            "RPCs that have arrived and are not answered yet.",
+            ("method",),
+            registry=self.registry,
+        )
+        self.stage_duration = Histogram(
+            "zos_cri_lifecycle_stage_duration_seconds",
+            "Time that one stage of a lifecycle operation took.",
+            ("operation", "stage"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.errors = Counter(
+            "zos_cri_errors",
+            "Operations that failed, by operation and gRPC code.",
+            ("operation", "code"),
+            registry=self.registry,
+        )
+        self.exits = Counter(
+            "zos_cri_container_exits",
+            "Containers that have exited, by reason.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self.shims_lost = Counter(
+            "zos_cri_shims_lost",
+            "Shims that died with containers in them.",
+            registry=self.registry,
+        )
+        self.records_damaged = Counter(
+            "zos_cri_records_damaged",
+            "Records that could not be read at start and were set aside.",
+            registry=self.registry,
+        )
+        build = Gauge(
+            "zos_cri_build_info",
+            "The version that runs; the value is always 1.",
+            ("version",),
+            registry=self.registry,
+        )
+        build.labels(__version__).set(1)
+
+    @contextmanager
+    def stage(self, operation: str, stage: str) -> Iterator[None]:
+        """Times one stage, and counts its failure."""
+        begun = time.perf_counter()
+        try:
+            yield
+        except Exception as error:
+            self.errors.labels(f"{operation}/{stage}", grpc_code(error)).inc()
+            raise
+        finally:
+            self.stage_duration.labels(operation, stage).observe(time.perf_counter() - begun)
+
+    def watch(
+        self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """A gauge with one label whose values are read at each scrape."""
+        self.registry.register(_Watched(name, text, label, read))
+
+
+class _Watched(Collector):
+    def __init__(
+        self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._label = label
+        self._read = read
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        return [GaugeMetricFamily(self._name, self._text, labels=[self._label])]
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self._name, self._text, labels=[self._label])
+        for value, count in self._read().items():
+            family.add_metric([value], count)
+        return [family]

@@ -1,0 +1,248 @@
+"""The state file: SQLite in WAL mode, one writer thread, one row a record.
+
+Every record is held in memory as well: reads never touch the file. A write is in the file before it
+can be seen in memory (`synchronous=NORMAL`: it survives the death of the process; after the death
+of the host no container is left for it to speak of).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from zos_cri.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from zos_cri.log import get_log
+from zos_cri.store.model import (
+    VERSION,
+    ContainerMeta,
+    ContainerStatus,
+    SandboxMeta,
+    SandboxStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_log = get_log(__name__)
+
+FORMAT: Final = 1  # of the file; rows carry their own version
+BUSY_TIMEOUT: Final = 5.0  # seconds; only `zos-cri audit` or a person's sqlite3 can be in the way
+_TABLES: Final = ("sandbox", "container")
+
+Meta = TypeVar("Meta", SandboxMeta, ContainerMeta)
+Status = TypeVar("Status", SandboxStatus, ContainerStatus)
+
+
+def container_key(meta: ContainerMeta) -> str:
+    """What is unique among containers beside the id: the name within its namespace."""
+    return f"{meta.ns}/{meta.name}"
+
+
+class Record(NamedTuple, Generic[Meta, Status]):
+    """One sandbox or container, as it was at one moment."""
+
+    meta: Meta
+    status: Status
+
+
+class Database:
+    """The state file, open. `sandboxes` and `containers` are its tables."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the file.
+
+        Raises:
+            FailedPrecondition: the file was written by a newer version.
+            DataLoss: it is no SQLite file, or a damaged one.
+        """
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-db")
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._connection = self._thread.submit(self._open).result()
+        self.sandboxes: Table[SandboxMeta, SandboxStatus] = Table(
+            self, "sandbox", SandboxMeta, SandboxStatus, key=lambda meta: meta.name
+        )
+        self.containers: Table[ContainerMeta, ContainerStatus] = Table(
+            self, "container", ContainerMeta, ContainerStatus, key=container_key
+        )
+        self.sandboxes.load()
+        self.containers.load()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            if found > FORMAT:
+                raise FailedPrecondition(
+                    f"{self._path}: format {found} is newer than {FORMAT}, the newest this version"
+                    " knows: run the version that wrote it"
+                )
+            for table in _TABLES:
+                connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table}"
+                    " (id TEXT PRIMARY KEY, meta BLOB NOT NULL, status BLOB NOT NULL) STRICT"
+                )
+                connection.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table}_damaged"
+                    " (id TEXT PRIMARY KEY, meta BLOB, status BLOB, why TEXT) STRICT"
+                )
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+        except sqlite3.DatabaseError as error:
+            raise DataLoss(f"{self._path}: {error}: move it away to start anew") from error
+        self._path.chmod(0o600)
+        return connection
+
+    async def execute(self, sql: str, *values: Any) -> None:
+        """Runs one statement in the writer thread and waits for it."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self._connection.execute, sql, values)
+
+    def execute_now(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """The same, for start-up: blocks the caller; answers the rows."""
+
+        def run() -> list[tuple[Any, ...]]:
+            return self._connection.execute(sql, values).fetchall()
+
+        return self._thread.submit(run).result()
+
+    def close(self) -> None:
+        """Ends the writer after what was queued, and closes the file."""
+        self._thread.submit(self._connection.close).result()
+        self._thread.shutdown()
+
+
+class Table(Generic[Meta, Status]):
+    """All records of one kind, in memory and in the file."""
+
+    def __init__(
+        self,
+        db: Database,
+        name: str,
+        meta: type[Meta],
+        status: type[Status],
+        *,
+        key: Callable[[Meta], str],
+    ) -> None:
+        self._db = db
+        self._name = name
+        self._key = key
+        self._meta: msgspec.json.Decoder[Meta] = msgspec.json.Decoder(meta)
+        self._status: msgspec.json.Decoder[Status] = msgspec.json.Decoder(status)
+        self._records: dict[str, Record[Meta, Status]] = {}
+        self._ids: dict[str, str] = {}  # by key
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def load(self) -> None:
+        """Reads the file's rows; a row that can't be read is set aside, never fatal."""
+        for id_, meta, status in self._db.execute_now(f"SELECT id, meta, status FROM {self._name}"):
+            try:
+                record = Record(self._meta.decode(meta), self._status.decode(status))
+                _check_version(record)
+            except (msgspec.MsgspecError, DataLoss) as error:
+                _log.error("record set aside", table=self._name, id=id_, error=error)
+                self._db.execute_now(
+                    f"INSERT OR REPLACE INTO {self._name}_damaged VALUES (?, ?, ?, ?)",
+                    *(id_, meta, status, str(error)),
+                )
+                self._db.execute_now(f"DELETE FROM {self._name} WHERE id = ?", id_)
+            else:
+                self._records[id_] = record
+                self._ids[self._key(record.meta)] = id_
+
+    def __iter__(self) -> Iterator[Record[Meta, Status]]:
+        """A snapshot of all records, oldest first."""
+        return iter(sorted(self._records.values(), key=lambda r: (r.meta.created_at, r.meta.id)))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, id_: str) -> Record[Meta, Status] | None:
+        """The record with exactly this id."""
+        return self._records.get(id_)
+
+    def by_key(self, key: str) -> Record[Meta, Status] | None:
+        """The record with this key (see `container_key`; a sandbox's is its name)."""
+        id_ = self._ids.get(key)
+        return self._records.get(id_) if id_ is not None else None
+
+    def find(self, prefix: str) -> Record[Meta, Status]:
+        """The record with this id, or the only one whose id begins so (crictl truncates ids).
+
+        Raises:
+            NotFound: there is none, or more than one.
+        """
+        exact = self._records.get(prefix)
+        if exact is not None:
+            return exact
+        matches = [id_ for id_ in self._records if prefix and id_.startswith(prefix)]
+        if len(matches) == 1:
+            return self._records[matches[0]]
+        if matches:
+            raise NotFound(f'{self._name} id "{prefix}" is ambiguous: {len(matches)} begin so')
+        raise NotFound(f'no {self._name} with id "{prefix}"')
+
+    async def insert(self, meta: Meta, status: Status) -> None:
+        """Adds a record.
+
+        Raises:
+            AlreadyExists: the id or the key is taken.
+        """
+        key = self._key(meta)
+        holder = meta.id if meta.id in self._records else self._ids.get(key)
+        if holder is not None:
+            raise AlreadyExists(f'{self._name} "{key}" exists already, with id {holder}')
+        self._ids[key] = meta.id
+        try:
+            await self._db.execute(
+                f"INSERT INTO {self._name} VALUES (?, ?, ?)",
+                *(meta.id, msgspec.json.encode(meta), msgspec.json.encode(status)),
+            )
+        except BaseException:
+            del self._ids[key]
+            raise
+        self._records[meta.id] = Record(meta, status)
+
+    async def update(self, id_: str, change: Callable[[Status], Status]) -> Status:
+        """Replaces the status by `change` of the present one: copy, change, persist, swap.
+
+        Whatever `change` raises leaves the record as it was.
+
+        Raises:
+            NotFound: no such record (any more).
+        """
+        lock = self._locks.setdefault(id_, asyncio.Lock())
+        async with lock:
+            record = self._records.get(id_)
+            if record is None:
+                raise NotFound(f'no {self._name} with id "{id_}"')
+            status = change(record.status)
+            if status != record.status:
+                await self._db.execute(
+                    f"UPDATE {self._name} SET status = ? WHERE id = ?",
+                    *(msgspec.json.encode(status), id_),
+                )
+                self._records[id_] = Record(record.meta, status)
+            return status
+
+    async def delete(self, id_: str) -> None:
+        """Forgets a record; nothing to do where there is none."""
+        lock = self._locks.setdefault(id_, asyncio.Lock())
+        async with lock:
+            await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
+            record = self._records.pop(id_, None)
+            if record is not None:
+                self._ids.pop(self._key(record.meta), None)
+        self._locks.pop(id_, None)
+
+
+def _check_version(record: Record[Meta, Status]) -> None:
+    newest = max(record.meta.version, record.status.version)
+    if newest > VERSION:
+        raise DataLoss(f"version {newest} is newer than {VERSION}, the newest known")
