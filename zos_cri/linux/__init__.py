@@ -1,0 +1,1 @@
+"""The kernel's side: mounts, namespaces, cgroups, processes. The only ctypes and raw syscalls."""

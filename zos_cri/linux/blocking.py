@@ -1,0 +1,132 @@
+"""Blocking calls kept off the event loop: a shared pool for ours, a thread each for the users'.
+
+Our own paths (`/run/zos-cri`, `/var/lib/zos-cri`, `/proc`, `/sys`) answer in microseconds to
+milliseconds: `call` runs them in the loop's default executor, which is bounded. A path that a user
+names may lie on a dead NFS server, where a system call never returns and can't be interrupted:
+`call_abandonable` gives each such call a daemon thread of its own, so that one stuck volume uses
+up no pool and doesn't keep the process from ending.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from zos_cri.errors import DeadlineExceeded, ResourceExhausted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A stuck thread costs a stack's touched pages (about 20 KiB) and one task of the pids limit. Beyond
+# this many, the host's storage is gone and a further thread would only hide it.
+MAX_STUCK: Final = 256
+
+
+async def call(fn: Callable[..., T], *args: Any, timeout: float | None = None) -> T:
+    """The result of `fn(*args)`, run in the loop's bounded default executor.
+
+    A running thread can't be stopped: when the caller is cancelled or `timeout` (seconds) runs
+    out, the call goes on to its end and its result is dropped. Undo what it may have done.
+
+    Raises:
+        DeadlineExceeded: `timeout` ran out.
+    """
+    context = contextvars.copy_context()
+    future = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(fn, *args))
+    future.add_done_callback(_retrieve)
+    try:
+        # shield: cancelling a running thread's future would only lose its result
+        return await asyncio.wait_for(asyncio.shield(future), timeout)
+    except TimeoutError as error:
+        if future.done() and not future.cancelled() and future.exception() is error:
+            raise  # the function's own
+        raise DeadlineExceeded(f"{_name(fn)}: not done within {timeout:g} s") from None
+
+
+async def call_abandonable(
+    fn: Callable[..., T], *args: Any, timeout: float, what: str | None = None
+) -> T:
+    """The result of `fn(*args)`, run in a daemon thread of its own that may be left behind.
+
+    Args:
+        timeout: seconds until the thread is given up.
+        what: what the error names (the volume's path); by default the function and its arguments.
+
+    Raises:
+        DeadlineExceeded: it took longer than `timeout`.
+        ResourceExhausted: `MAX_STUCK` threads have been left behind and are stuck still.
+    """
+    named = what or f"{_name(fn)}({', '.join(map(repr, args))})"
+    if len(left_behind()) >= MAX_STUCK:
+        raise ResourceExhausted(f"{named}: {MAX_STUCK} earlier calls on host paths are stuck")
+    thread = _Abandonable(asyncio.get_running_loop(), lambda: fn(*args), named)
+    thread.start()
+    try:
+        return await asyncio.wait_for(thread.future, timeout)
+    except TimeoutError:
+        if thread.ended_by_itself:
+            raise
+        raise DeadlineExceeded(
+            f"{named}: no answer from the file system within {timeout:g} s"
+        ) from None
+    finally:
+        thread.abandoned = True  # harmless where it has ended: only living threads are counted
+
+
+def left_behind() -> list[str]:
+    """What the threads that nobody waits for any more are stuck in (for metrics and status)."""
+    return [
+        thread.what
+        for thread in threading.enumerate()
+        if isinstance(thread, _Abandonable) and thread.abandoned
+    ]
+
+
+class _Abandonable(threading.Thread):
+    """One call, and the future that hears of its end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[], Any], what: str) -> None:
+        super().__init__(name=f"abandonable {what}"[:80], daemon=True)
+        self.what = what
+        self.abandoned = False
+        self.ended_by_itself = False
+        self.future: asyncio.Future[Any] = loop.create_future()
+        self._loop = loop
+        self._fn = fn
+        self._context = contextvars.copy_context()
+
+    def run(self) -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = self._context.run(self._fn)
+        except BaseException as raised:
+            error = raised
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, result, error)
+        except RuntimeError:
+            return  # the loop is closed: nobody is left to hear it
+
+    def _deliver(self, result: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        self.ended_by_itself = True
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    """Marks an abandoned call's error as seen: its caller was told of the deadline instead."""
+    if not future.cancelled():
+        future.exception()
+
+
+def _name(fn: Callable[..., object]) -> str:
+    return getattr(fn, "__qualname__", None) or repr(fn)
