@@ -1,0 +1,1 @@
+"""From configs to OCI runtime specs: pure functions, nothing here asks the host anything."""
