@@ -1,0 +1,1 @@
+"""containerd's shims, driven without containerd: launch, ttrpc, tasks, events, recovery."""

@@ -1,0 +1,180 @@
+"""Bundles: the directory that a shim starts in and a container is created from.
+
+Everything that must be known of a group (a pod) after a restart of ours stands in its bundle,
+written before it is needed: the directory is the intent, `shim.json` first says what is about to
+be started and then what runs. What the shim itself writes here (`address`, `s`, `options.json`,
+`runtime`, `init.pid`) is its own.
+
+The functions block for some file operations; call them through `linux.blocking`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zos_cri import errors
+from zos_cri.linux import mount
+from zos_cri.shim.handler import Handler
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CONFIG: Final = "config.json"
+RECORD: Final = "shim.json"
+LOG: Final = "log"
+# Both are read by the runc shim; a pod's containers carry this one with Kubernetes too.
+GROUP_ANNOTATION: Final = "io.kubernetes.cri.sandbox-id"
+_RECORD_VERSION: Final = 1
+# A full OCI spec with its seccomp profile has about 20 KiB.
+_MAX_CONFIG: Final = 4 << 20
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """`shim.json`: a group's shim. Before it runs, `pid` is 0 and `address` is "".
+
+    Attributes:
+        binary: the file that was started, resolved; `delete` must use the same.
+        version: of the Task API, 2 or 3.
+        start_time: of `pid`, in clock ticks since boot.
+    """
+
+    schema: int = _RECORD_VERSION
+    group: str
+    handler: Handler
+    binary: str
+    address: str = ""
+    protocol: str = ""
+    version: int = 0
+    pid: int = 0
+    start_time: int = 0
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    """Of a config.json, what tells whose it is; `process` is missing in our minimal one."""
+
+    annotations: dict[str, str] = {}
+    process: msgspec.Raw = msgspec.Raw(b"")
+
+
+def create(bundles: Path, bundle_id: str, *, group: str) -> Path:
+    """Makes a group's bundle, or completes one that is there; an existing config.json stays.
+
+    Returns:
+        Its path, with rootfs/, the `log` FIFO and a config.json.
+    """
+    bundles.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path = bundles / bundle_id
+    path.mkdir(mode=0o700, exist_ok=True)
+    (path / "rootfs").mkdir(mode=0o711, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.mkfifo(path / LOG, 0o600)
+    if not (path / CONFIG).exists():
+        minimal = {"ociVersion": "1.0.2", "annotations": {GROUP_ANNOTATION: group}}
+        write_atomic(path / CONFIG, msgspec.json.encode(minimal))
+    return path
+
+
+def write_config(path: Path, spec: dict[str, Any]) -> None:
+    """Writes a bundle's config.json, replacing a minimal one."""
+    write_atomic(path / CONFIG, msgspec.json.encode(spec))
+
+
+def write_record(path: Path, record: Record) -> None:
+    write_atomic(path / RECORD, msgspec.json.encode(record))
+
+
+def read_record(path: Path) -> Record | None:
+    """A group's record; None where the bundle has none: it is a container's, or nothing began.
+
+    Raises:
+        DataLoss: it is there and can't be read.
+    """
+    try:
+        record = msgspec.json.decode((path / RECORD).read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise errors.DataLoss(f"{path / RECORD}: {errors.one_line(error)}") from error
+    if record.schema != _RECORD_VERSION:
+        raise errors.DataLoss(f"{path / RECORD}: schema {record.schema} isn't known here")
+    return record
+
+
+def containers(bundles: Path) -> dict[str, list[str]]:
+    """The ids of the containers' bundles, by group.
+
+    A bundle whose config.json can't be read counts as no container: nothing was created from it.
+    """
+    groups: dict[str, list[str]] = {}
+    for path in _bundles(bundles):
+        try:
+            with (path / CONFIG).open("rb") as file:
+                spec = msgspec.json.decode(file.read(_MAX_CONFIG), type=_Spec)
+        except (OSError, msgspec.DecodeError):
+            continue
+        if bytes(spec.process):
+            group = spec.annotations.get(GROUP_ANNOTATION, path.name)
+            groups.setdefault(group, []).append(path.name)
+    return groups
+
+
+def groups(bundles: Path) -> list[Path]:
+    """The bundles that a shim was started in, or was about to be."""
+    return [path for path in _bundles(bundles) if (path / RECORD).exists()]
+
+
+def _bundles(bundles: Path) -> list[Path]:
+    try:
+        return sorted(path for path in bundles.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+
+
+def remove(path: Path) -> None:
+    """Removes a bundle; nothing to do where there is none.
+
+    First it is renamed to a hidden name, so that a kill in the midst leaves nothing that looks
+    like a bundle. What is still mounted in it is unmounted before, never deleted.
+
+    Raises:
+        OSError: a mount in it is busy.
+    """
+    mount.unmount_tree(str(path))
+    hidden = path.with_name("." + path.name)
+    remove_hidden(hidden)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(hidden)
+    remove_hidden(hidden)
+
+
+def remove_leftovers(bundles: Path) -> None:
+    """Removes what interrupted `remove`s left behind."""
+    with contextlib.suppress(FileNotFoundError):
+        for hidden in bundles.glob(".*"):
+            remove_hidden(hidden)
+
+
+def remove_hidden(hidden: Path) -> None:
+    if not hidden.exists():
+        return
+    mount.unmount_tree(str(hidden))
+    if mount.mounts_below(str(hidden)):
+        raise errors.FailedPrecondition(f"{hidden}: something is mounted in it, so it stays")
+    shutil.rmtree(hidden)
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Writes a file so that every reader sees the old one or the new one, whole.
+
+    Without fsync: bundles lie in /run, which doesn't outlive the kernel.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+    temporary.rename(path)

@@ -1,0 +1,488 @@
+"""All shims of this installation: one for a group (a pod), started, found again, watched, ended.
+
+What holds at every instant:
+
+- Before a shim is started its bundle and a record without a pid are there; before anything is
+  asked of it the record has its pid and start time. So whatever we are killed in, `recover` finds
+  either a shim that it can prove to be ours, or an intent whose processes it can find and kill.
+- A shim is lost when its process is gone, which a pidfd tells. One that doesn't answer isn't lost:
+  calls to it run into their deadlines, and its containers are left alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+
+from zos_cri import errors
+from zos_cri.linux import blocking
+from zos_cri.linux.spawn import PidFd, start_time
+from zos_cri.log import get_log
+from zos_cri.shim import bundle, processes
+from zos_cri.shim.bundle import Record
+from zos_cri.shim.client import Redialler, socket_path
+from zos_cri.shim.handler import Handler
+from zos_cri.shim.launch import Features, features, find_binary
+from zos_cri.shim.logs import LogPump
+from zos_cri.shim.task import Exit, TaskClient
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from zos_cri.shim.bootstrap import Result
+    from zos_cri.shim.launch import Launcher
+
+    _Task = tuple[Redialler, TaskClient]
+
+_log = get_log(__name__)
+T = TypeVar("T")
+
+# Bootstrap (three dialects at worst), then one connection and one call.
+START_TIMEOUT: Final = 30.0
+# A shim that is asked the first time, or again after a restart of ours.
+CONNECT_TIMEOUT: Final = 5.0
+# A shim that was asked to go: it closes its sockets and waits for its last events to be sent.
+STOP_GRACE: Final = 3.0
+# One that was killed is gone at once, unless it hangs in the kernel.
+KILL_GRACE: Final = 5.0
+# `delete`s at once: each runs the shim's binary and the OCI runtime.
+MAX_DELETES: Final = 4
+UNKNOWN_EXIT: Final = 255  # a container whose end nobody saw
+
+
+class Shim:
+    """A running shim.
+
+    Attributes:
+        group: the pod's id; its bundle is `bundle`.
+        task: its Task API; it dials again when the connection is gone.
+    """
+
+    def __init__(
+        self, record: Record, pidfd: PidFd, *, bundle: Path, log: LogPump, task: _Task
+    ) -> None:
+        self.group = record.group
+        self.handler = record.handler
+        self.bundle = bundle
+        self.record = record
+        self.connection, self.task = task
+        self.stopping = False
+        self._pidfd = pidfd
+        self._log = log
+
+    @property
+    def pid(self) -> int:
+        return self.record.pid
+
+    @property
+    def address(self) -> str:
+        return self.record.address
+
+    @property
+    def version(self) -> int:
+        """Of its Task API: 2 or 3."""
+        return self.task.version
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs; it may not answer for all that."""
+        return self._pidfd.alive
+
+    async def gone(self, timeout: float | None = None) -> bool:
+        """Waits for its process to end; False where `timeout` seconds ran out before."""
+        return await self._pidfd.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL to this very process. Its containers live on without it."""
+        try:
+            self._pidfd.send_signal(signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    async def close(self) -> None:
+        """Lets go of it: it runs on."""
+        await self.connection.close()
+        self._log.close()
+        self._pidfd.close()
+
+    def __repr__(self) -> str:
+        return f"<Shim {self.group} pid={self.pid} v{self.version}>"
+
+
+class DeadShim(msgspec.Struct, frozen=True):
+    """A shim proved dead, after `delete` was run for each of its containers.
+
+    Attributes:
+        pid: 0 for one that was about to be started when we were killed.
+        exits: of its containers, by id. What the shim noted down, else 137; 255 where `delete`
+            failed.
+        failures: of those `delete`s, by container id; the next `stop` of the group tries again.
+    """
+
+    group: str
+    handler: Handler
+    pid: int
+    exits: dict[str, Exit]
+    failures: dict[str, str] = {}
+
+
+class ShimManager:
+    """The groups' shims.
+
+    Args:
+        bundles: directory of all bundles, groups' and containers'.
+        launcher: runs the binaries.
+        namespace: of the tasks, as the launcher's.
+        on_lost: awaited for each shim that died without being asked to.
+        binary_path: PATH for finding shims, ours by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        bundles: Path,
+        launcher: Launcher,
+        namespace: str = "zos",
+        on_lost: Callable[[DeadShim], Awaitable[None]] | None = None,
+        binary_path: str | None = None,
+    ) -> None:
+        # As /proc shows working directories.
+        self.bundles = Path(os.path.realpath(bundles))
+        self.on_lost = on_lost
+        self._launcher = launcher
+        self._namespace = namespace
+        self._binary_path = binary_path
+        self._shims: dict[str, Shim] = {}
+        self._starting: dict[str, asyncio.Task[Shim]] = {}
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+        self._deletes = asyncio.Semaphore(MAX_DELETES)
+
+    @property
+    def shims(self) -> Mapping[str, Shim]:
+        """The shims that run, by group."""
+        return self._shims
+
+    def get(self, group: str) -> Shim | None:
+        """A group's shim; None where none was started, or it is lost or stopped."""
+        return self._shims.get(group)
+
+    def bundle(self, bundle_id: str) -> Path:
+        """Where a group's or a container's bundle is, or would be."""
+        return self.bundles / bundle_id
+
+    async def start(self, group: str, handler: Handler, *, timeout: float = START_TIMEOUT) -> Shim:
+        """A group's shim: the running one, the one being started, or a new one.
+
+        It needs no container: a config.json is written where the bundle has none, and a later
+        one may replace it. A start goes on when its caller is cancelled; `stop` ends it.
+
+        Raises:
+            FailedPrecondition: the group's shim runs with another handler.
+            NotFound, InvalidArgument: no such shim binary.
+            StartFailed, DeadlineExceeded, Unavailable: it didn't start, or didn't answer; nothing
+                of it is left.
+        """
+        stopping = self._stopping.get(group)
+        if stopping is not None:
+            await asyncio.wait([stopping])
+        watching = self._watching.get(group)
+        shim = self._shims.get(group)
+        if shim is not None and not shim.alive and watching is not None:
+            await asyncio.wait([watching])  # being cleaned up; then a new one may be started
+            shim = self._shims.get(group)
+        if shim is None:
+            task = self._starting.get(group)
+            if task is None:
+                task = asyncio.create_task(self._start(group, handler))
+                self._starting[group] = task
+                task.add_done_callback(lambda done: _forget(self._starting, group, done))
+            try:
+                shim = await asyncio.wait_for(asyncio.shield(task), timeout)
+            except TimeoutError:
+                raise errors.DeadlineExceeded(
+                    f"shim for {group}: not started within {timeout:g} s"
+                ) from None
+        if shim.handler != handler:
+            raise errors.FailedPrecondition(
+                f"shim for {group}: runs with handler {shim.handler.name!r}, not {handler.name!r}"
+            )
+        return shim
+
+    async def _start(self, group: str, handler: Handler) -> Shim:
+        options = handler.task_options()
+        binary = await blocking.call(find_binary_at, handler.shim, self._binary_path)
+        record = Record(group=group, handler=handler, binary=binary)
+        async with AsyncExitStack() as undo:
+            path, created = await blocking.call(self._intend, record)
+            undo.push_async_callback(self._withdraw, path, created)
+            log = LogPump(path / bundle.LOG, group=group)
+            undo.callback(log.close)
+            result = await self._launcher.start(group, path, binary, options)
+            undo.push_async_callback(self._launcher.kill, group, path)
+            shim = await self._adopt(record, path, log, result)
+            undo.pop_all()
+        self._watch(shim)
+        _log.info("shim started", group=group, pid=shim.pid, version=shim.version, binary=binary)
+        return shim
+
+    def _intend(self, record: Record) -> tuple[Path, bool]:
+        """Notes what is about to be started; blocks."""
+        path = self.bundles / record.group
+        created = not path.exists()
+        bundle.create(self.bundles, record.group, group=record.group)
+        bundle.write_record(path, record)
+        return path, created
+
+    async def _withdraw(self, path: Path, created: bool) -> None:
+        if created:
+            await blocking.call(bundle.remove, path)
+        else:  # a container's bundle as well, and not ours to remove
+            await blocking.call((path / bundle.RECORD).unlink, True)
+
+    async def _adopt(self, record: Record, path: Path, log: LogPump, result: Result) -> Shim:
+        """Connects to a shim that was just started, and makes sure which process it is."""
+        record = msgspec.structs.replace(
+            record, address=result.address, protocol=result.protocol, version=result.version
+        )
+        connection, task = _client(record, self._namespace)
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(connection.close)
+            connected = await task.connect(record.group, timeout=CONNECT_TIMEOUT)
+            pidfd, started = await blocking.call(_prove, connected.shim_pid, path, record)
+            undo.callback(pidfd.close)
+            record = msgspec.structs.replace(
+                record, version=task.version, pid=pidfd.pid, start_time=started
+            )
+            await blocking.call(bundle.write_record, path, record)
+            undo.pop_all()
+        return Shim(record, pidfd, bundle=path, log=log, task=(connection, task))
+
+    def _watch(self, shim: Shim) -> None:
+        self._shims[shim.group] = shim
+        task = asyncio.create_task(self._wait_for_death(shim))
+        self._watching[shim.group] = task
+        task.add_done_callback(lambda done: _forget(self._watching, shim.group, done))
+
+    async def _wait_for_death(self, shim: Shim) -> None:
+        await shim.gone()
+        if shim.stopping:
+            return
+        _log.error("shim lost", group=shim.group, pid=shim.pid)
+        try:
+            await shim.close()
+            dead = await self._clean_up(shim.record, shim.bundle)
+            self._shims.pop(shim.group, None)
+            if self.on_lost is not None:
+                await self.on_lost(dead)
+        except Exception:
+            _log.exception("lost shim not handled", group=shim.group)
+        finally:
+            self._shims.pop(shim.group, None)
+
+    async def _clean_up(
+        self,
+        record: Record,
+        path: Path,
+        containers: Mapping[str, list[str]] | None = None,
+    ) -> DeadShim:
+        """Runs `delete` for a dead shim's containers, its group's own last."""
+        if containers is None:
+            containers = await blocking.call(bundle.containers, self.bundles)
+        ids = [id_ for id_ in containers.get(record.group, []) if id_ != record.group]
+        exits: dict[str, Exit] = {}
+        failures: dict[str, str] = {}
+
+        async def delete(id_: str) -> None:
+            try:
+                async with self._deletes:
+                    exits[id_] = await self._launcher.delete(id_, self.bundles / id_, record.binary)
+            except (errors.Error, OSError) as error:
+                failures[id_] = errors.one_line(error)
+                exits[id_] = Exit(UNKNOWN_EXIT, time.time_ns())
+                _log.error("container of a dead shim not cleaned up", container=id_, error=error)
+
+        await asyncio.gather(*map(delete, ids))
+        if record.group in containers.get(record.group, []):
+            await delete(record.group)
+        elif "-runc-" not in os.path.basename(record.binary):
+            # A sandbox of its own kind (a virtual machine) may be left; there's no exit to tell.
+            await delete(record.group)
+            exits.pop(record.group, None)
+        await blocking.call(self._launcher.remove_sockets, record.group, path, record.address)
+        return DeadShim(record.group, record.handler, record.pid, exits, failures)
+
+    async def recover(self) -> list[Shim | DeadShim]:
+        """Finds the shims of an earlier process of ours; call it once, before any `start`.
+
+        All at once, each with its deadlines. A shim that runs and doesn't answer is returned like
+        any other: its calls will fail. Whoever isn't wanted any more, living or dead: `stop` it.
+        Records that can't be read are logged and left alone.
+        """
+        await blocking.call(bundle.remove_leftovers, self.bundles)
+        paths = await blocking.call(bundle.groups, self.bundles)
+        containers = await blocking.call(bundle.containers, self.bundles)
+        found = await asyncio.gather(*(self._recover(path, containers) for path in paths))
+        return [item for item in found if item is not None]
+
+    async def _recover(
+        self, path: Path, containers: Mapping[str, list[str]]
+    ) -> Shim | DeadShim | None:
+        try:
+            record = await blocking.call(bundle.read_record, path)
+        except errors.DataLoss as error:
+            _log.error("shim not recovered", error=error)
+            return None
+        if record is None:
+            return None
+        pidfd = PidFd.open(record.pid, record.start_time) if record.pid else None
+        if pidfd is None or not pidfd.alive:
+            if pidfd is not None:
+                pidfd.close()
+            if not record.pid:  # nobody knew its address, so it has no tasks
+                await self._launcher.kill(record.group, path)
+            return await self._clean_up(record, path, containers)
+        log = LogPump(path / bundle.LOG, group=record.group)
+        task = _client(record, self._namespace)
+        shim = Shim(record, pidfd, bundle=path, log=log, task=task)
+        self._watch(shim)
+        try:
+            await shim.task.connect(record.group, timeout=CONNECT_TIMEOUT)
+        except errors.Error as error:
+            _log.warning("shim runs but doesn't answer", group=shim.group, error=error)
+        return shim
+
+    async def stop(self, group: str) -> None:
+        """Ends a group's shim and removes its bundle; also what is left of a dead one.
+
+        Its containers should be deleted by then. A shim that doesn't go in time is killed, and
+        what containers it still had are cleaned up after it.
+
+        Raises:
+            Unavailable: the shim can't be killed (it hangs in the kernel); all is left as it is.
+        """
+        task = self._stopping.get(group)
+        if task is None:
+            task = asyncio.create_task(self._stop(group))
+            self._stopping[group] = task
+            task.add_done_callback(lambda done: _forget(self._stopping, group, done))
+        await asyncio.shield(task)
+
+    async def _stop(self, group: str) -> None:
+        starting = self._starting.get(group)
+        if starting is not None:
+            await asyncio.wait([starting])
+        shim = self._shims.get(group)
+        if shim is not None and shim.alive:
+            await self._end(shim)
+        else:
+            watching = self._watching.get(group)
+            if watching is not None:
+                await asyncio.wait([watching])
+            record = await blocking.call(bundle.read_record, self.bundles / group)
+            if record is not None:
+                await self._clean_up_remains(record)
+        await blocking.call(bundle.remove, self.bundles / group)
+
+    async def _end(self, shim: Shim) -> None:
+        shim.stopping = True
+        try:
+            await shim.task.shutdown(shim.group)
+        except errors.Error as error:  # also where it went before its answer did
+            _log.debug("shim shutdown", group=shim.group, error=error)
+        graceful = await shim.gone(STOP_GRACE)
+        if not graceful:
+            _log.warning("shim killed", group=shim.group, pid=shim.pid)
+            shim.kill()
+            if not await shim.gone(KILL_GRACE):
+                shim.stopping = False
+                self._watch(shim)
+                raise errors.Unavailable(
+                    f"shim for {shim.group}: pid {shim.pid} can't be killed, it hangs in the kernel"
+                )
+        await shim.close()
+        self._shims.pop(shim.group, None)
+        if not graceful:
+            await self._clean_up_remains(shim.record)
+        else:
+            await blocking.call(
+                self._launcher.remove_sockets, shim.group, shim.bundle, shim.address
+            )
+        _log.info("shim stopped", group=shim.group, pid=shim.pid)
+
+    async def _clean_up_remains(self, record: Record) -> None:
+        dead = await self._clean_up(record, self.bundles / record.group)
+        if dead.failures:
+            raise errors.Unavailable(
+                f"group {record.group}: not cleaned up: {'; '.join(dead.failures.values())}"
+            )
+
+    async def features(self, handler: Handler) -> Features | None:
+        """What a handler's shim says of itself and its OCI runtime; None for shims before 2.0.
+
+        Raises:
+            NotFound, InvalidArgument: no such shim binary.
+        """
+        binary = await blocking.call(find_binary_at, handler.shim, self._binary_path)
+        info = await self._launcher.info(binary, handler.task_options())
+        return features(info) if info is not None else None
+
+    async def close(self) -> None:
+        """Lets go of all shims, which run on; the next process's `recover` finds them."""
+        for task in [*self._starting.values(), *self._stopping.values()]:
+            await asyncio.wait([task])
+        for task in list(self._watching.values()):
+            task.cancel()
+        await asyncio.gather(*self._watching.values(), return_exceptions=True)
+        for shim in list(self._shims.values()):
+            await shim.close()
+        self._shims.clear()
+
+
+def _forget(tasks: dict[str, asyncio.Task[T]], group: str, done: asyncio.Task[T]) -> None:
+    """Takes a finished task out; its error was for those who waited, if anyone still did."""
+    if tasks.get(group) is done:
+        del tasks[group]
+    if not done.cancelled():
+        done.exception()
+
+
+def find_binary_at(shim: str, path: str | None) -> str:
+    return find_binary(shim, path=path)
+
+
+def _client(record: Record, namespace: str) -> _Task:
+    connection = Redialler(record.address, peer=f"shim {record.group}")
+    return connection, TaskClient(connection, version=record.version, namespace=namespace)
+
+
+def _prove(pid: int, path: Path, record: Record) -> tuple[PidFd, int]:
+    """A descriptor of the process that a shim says it is, and its start time; blocks.
+
+    Raises:
+        FailedPrecondition: that process isn't the shim.
+    """
+    pidfd = PidFd.open(pid) if pid else None
+    if pidfd is None:
+        raise errors.FailedPrecondition(f"shim for {record.group}: its pid {pid} is no process")
+    try:
+        started = start_time(pid)
+        if not (
+            processes.is_shim(pid, path, record.group)
+            or processes.listens_on(pid, socket_path(record.address))
+        ):
+            raise errors.FailedPrecondition(
+                f"shim for {record.group}: pid {pid} neither runs in {path}"
+                f" nor listens on {record.address}"
+            )
+    except BaseException:
+        pidfd.close()
+        raise
+    return pidfd, started

@@ -1,0 +1,107 @@
+"""Which process is a shim, proved from /proc. All functions block for some reads of it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# A `start` that is killed may have started a server just before, that one no further.
+_ROUNDS: Final = 5
+_LISTENING: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
+
+
+def of_bundle(bundle: Path, group: str) -> list[int]:
+    """The shim's processes in a bundle: it is their working directory, and the group their -id.
+
+    Both, so that an administrator's shell in the bundle is never taken for one.
+    """
+    return [pid for pid in _pids() if is_shim(pid, bundle, group)]
+
+
+def is_shim(pid: int, bundle: Path, group: str) -> bool:
+    """Whether a process is a shim of that group, started in that bundle."""
+    try:
+        if os.readlink(f"/proc/{pid}/cwd") != os.fspath(bundle):
+            return False
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return group.encode() in file.read(65536).split(b"\0")
+    except OSError:
+        return False
+
+
+def listens_on(pid: int, path: str) -> bool:
+    """Whether a process holds the listening socket of a path.
+
+    SO_PEERCRED wouldn't tell: it names who called listen(2), for Go's shims the `start` that is
+    gone and left the socket to its child.
+    """
+    inodes = set()
+    with open("/proc/net/unix", encoding="utf-8", errors="replace") as file:
+        next(file, None)
+        for line in file:
+            fields = line.split(maxsplit=7)
+            named = len(fields) == 8 and fields[7].rstrip("\n") == path.replace("\0", "@", 1)
+            if named and int(fields[3], 16) & _LISTENING:
+                inodes.add(f"socket:[{fields[6]}]")
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    return any(_link(f"/proc/{pid}/fd/{descriptor}") in inodes for descriptor in descriptors)
+
+
+def kill_of_bundle(bundle: Path, group: str, *, timeout: float = 5.0) -> list[int]:
+    """Kills a bundle's shim processes: starts that went wrong or that nobody waited for.
+
+    Returns:
+        The pids that were killed, all gone unless `timeout` seconds ran out.
+    """
+    killed: list[int] = []
+    deadline = time.monotonic() + timeout
+    for _ in range(_ROUNDS):
+        pids = of_bundle(bundle, group)
+        if not pids:
+            break
+        for pid in pids:
+            _kill(pid, bundle, group, deadline)
+        killed += pids
+    return killed
+
+
+def _kill(pid: int, bundle: Path, group: str, deadline: float) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        if not is_shim(pid, bundle, group):  # asked again, now that the pid can't change hands
+            return
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(max(0, deadline - time.monotonic()) * 1000)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _pids() -> Iterator[int]:
+    with os.scandir("/proc") as entries:
+        for entry in entries:
+            if entry.name.isdigit():
+                yield int(entry.name)
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
