@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 FORMAT: Final = 1  # of the file; rows carry their own version
+ID_LENGTH: Final = 64  # hex digits, as containerd's ids: tools truncate them to 13
 BUSY_TIMEOUT: Final = 5.0  # seconds; only `zos-cri audit` or a person's sqlite3 can be in the way
 _TABLES: Final = ("sandbox", "container")
 
@@ -132,7 +133,7 @@ class Table(Generic[Meta, Status]):
     ) -> None:
         self._db = db
         self._name = name
-        self._key = key
+        self._key: Callable[[Meta], str] = key
         self._meta: msgspec.json.Decoder[Meta] = msgspec.json.Decoder(meta)
         self._status: msgspec.json.Decoder[Status] = msgspec.json.Decoder(status)
         self._records: dict[str, Record[Meta, Status]] = {}
@@ -181,7 +182,8 @@ class Table(Generic[Meta, Status]):
         exact = self._records.get(prefix)
         if exact is not None:
             return exact
-        matches = [id_ for id_ in self._records if prefix and id_.startswith(prefix)]
+        whole = len(prefix) >= ID_LENGTH or not prefix
+        matches = [] if whole else [id_ for id_ in self._records if id_.startswith(prefix)]
         if len(matches) == 1:
             return self._records[matches[0]]
         if matches:

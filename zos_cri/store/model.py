@@ -1,8 +1,8 @@
 """What is stored of sandboxes and containers.
 
 Metadata is frozen when the thing is created. Status is frozen too and changes only as a whole:
-copy, change, persist, swap (`Table.update`). Both carry the version of their format; a newer one than
-`VERSION` is refused, an older one is read by the defaults of the fields it lacks.
+copy, change, persist, swap (`Table.update`). Both carry the version of their format; a newer one
+than `VERSION` is refused, an older one is read by the defaults of the fields it lacks.
 """
 
 from __future__ import annotations

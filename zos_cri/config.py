@@ -1,0 +1,191 @@
+"""The configuration: one TOML file, checked whole before anything starts.
+
+An unknown key, a wrong type or an impossible value is an error that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from zos_cri.errors import InvalidArgument
+from zos_cri.shim.handler import Handler
+
+DEFAULT_PATH: Final = Path("/etc/zos-cri/config.toml")
+CONFIG_LIMIT: Final = 1 << 20  # bytes; a configuration is a few KiB
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ServerConfig(_Section, frozen=True):
+    """Where the server listens and keeps things."""
+
+    socket: str = ""  # "" = <run>/zos-cri.sock
+    socket_gid: int = 0  # group of the socket; it is 0600 for gid 0, else 0660
+    state: str = "/var/lib/zos-cri"
+    run: str = "/run/zos-cri"
+    logs: str = "/var/log"  # the module's <ns>/<name>.log
+    # "" = no metrics; a port of 0 takes any free one
+    metrics: str = "127.0.0.1:9474"
+
+
+class LogConfig(_Section, frozen=True):
+    """Our own log."""
+
+    level: str = "info"
+    format: str = "text"
+
+
+class CniConfig(_Section, frozen=True):
+    """How pods are connected."""
+
+    conf_dir: str = "/etc/cni/net.d"
+    bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    conf_template: str = ""  # rendered at UpdateRuntimeConfig; "" = none
+    plugin_timeout: Seconds = 60.0  # an IPAM plugin that asks a slow API server needs many seconds
+
+
+class ImageConfig(_Section, frozen=True):
+    """Where images come from."""
+
+    certs_dir: str = "/etc/containerd/certs.d"  # <host>/hosts.toml: mirrors, CAs, certificates
+    busybox: str = "/bin/busybox"  # what the built-in image is made of; must be static
+
+
+class ContainerLogConfig(_Section, frozen=True):
+    """CRI container logs."""
+
+    max_line_size: int = 16384  # bytes; longer lines are split with P, 0 = never
+
+
+class StreamingConfig(_Section, frozen=True):
+    """The HTTP server of exec, attach and port-forward."""
+
+    address: str = "127.0.0.1:0"
+    tls_cert: str = ""
+    tls_key: str = ""
+    creation_timeout: Seconds = 30.0
+    idle_timeout: Seconds = 4 * 3600.0
+
+
+class ExecConfig(_Section, frozen=True):
+    """Exec and the end of containers."""
+
+    # how long a child that keeps the output open can hold an exit back
+    drain_timeout: Seconds = 2.0
+
+
+class HandlerConfig(_Section, frozen=True):
+    """A runtime handler: what a RuntimeClass names."""
+
+    shim: str = "io.containerd.runc.v2"  # a type name or an absolute path
+    runtime: str = "runc"  # the shim's BinaryName: a name on PATH or an absolute path
+    systemd_cgroup: bool = False
+    oci_version: str = "1.0.2"
+
+
+class Config(_Section, frozen=True):
+    """All of it. Every default works on a fresh Debian 12."""
+
+    server: ServerConfig = ServerConfig()
+    log: LogConfig = LogConfig()
+    cni: CniConfig = CniConfig()
+    images: ImageConfig = ImageConfig()
+    container_log: ContainerLogConfig = ContainerLogConfig()
+    streaming: StreamingConfig = StreamingConfig()
+    exec: ExecConfig = ExecConfig()
+    init: str = "catatonit"  # holds the pid namespace of pods that share one: a name or a path
+    default_handler: str = "runc"
+    handlers: dict[str, HandlerConfig] = msgspec.field(
+        default_factory=lambda: {"runc": HandlerConfig()}
+    )
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.server.state)
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.server.run)
+
+    @property
+    def socket(self) -> Path:
+        return Path(self.server.socket) if self.server.socket else self.run_dir / "zos-cri.sock"
+
+
+def load(path: Path | None = None) -> Config:
+    """Reads a configuration file; without a path, the default one where it exists.
+
+    Raises:
+        InvalidArgument: it can't be read, is no TOML, or says something impossible.
+    """
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_LIMIT + 1)
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}") from error
+    if len(text) > CONFIG_LIMIT:
+        raise InvalidArgument(f"{path}: larger than {CONFIG_LIMIT} bytes")
+    return parse(text, str(path))
+
+
+def parse(text: bytes, name: str) -> Config:
+    """The configuration in a TOML text; `name` stands in errors.
+
+    Raises:
+        InvalidArgument: it is no TOML, or says something impossible.
+    """
+    try:
+        config = msgspec.convert(tomllib.loads(text.decode()), Config)
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise InvalidArgument(f"{name}: {error}") from error
+    _check(config, name)
+    return config
+
+
+def _check(config: Config, name: str) -> None:
+    if config.default_handler not in config.handlers:
+        raise InvalidArgument(
+            f'{name}: default_handler: there is no handler "{config.default_handler}", only '
+            + ", ".join(sorted(config.handlers))
+        )
+    for key, value in (
+        ("server.state", config.server.state),
+        ("server.run", config.server.run),
+        ("server.logs", config.server.logs),
+        ("cni.conf_dir", config.cni.conf_dir),
+    ):
+        if not value.startswith("/"):
+            raise InvalidArgument(f'{name}: {key}: "{value}" is not an absolute path')
+    if config.log.level not in ("debug", "info", "warning", "error"):
+        raise InvalidArgument(f'{name}: log.level: "{config.log.level}" is not a level')
+    if config.log.format not in ("text", "json"):
+        raise InvalidArgument(f'{name}: log.format: "{config.log.format}" is neither text nor json')
+    if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
+        raise InvalidArgument(f"{name}: streaming: tls_cert and tls_key go together")
+
+
+def handlers(config: Config) -> dict[str, Handler]:
+    """The handlers in the shim layer's terms."""
+    root = str(config.run_dir / "runtime")
+    return {
+        name: Handler(
+            name=name,
+            shim=handler.shim,
+            runtime=handler.runtime,
+            root=root,
+            systemd_cgroup=handler.systemd_cgroup,
+        )
+        for name, handler in config.handlers.items()
+    }

@@ -1,0 +1,439 @@
+"""The four steps of every container: create, start, stop, remove.
+
+Each step is recorded before what it names is made, and can be asked for again at any time: the
+second call joins the first or finds nothing left to do. A caller that goes away doesn't end a step.
+
+Exits are level-triggered: the shim's event, its answer to Wait and a state asked for after a
+restart all end in `Exits.handle`, which acts once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zos_cri.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    one_line,
+)
+from zos_cri.linux import blocking
+from zos_cri.log import get_log
+from zos_cri.module.exits import Exits
+from zos_cri.module.types import ContainerEventKind, ContainerNotice
+from zos_cri.shim import bundle as bundles
+from zos_cri.store.joins import Joins
+from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, ContainerState, advance, allows
+from zos_cri.store.model import EXIT_CODE_START_FAILED, ContainerMeta, ContainerStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
+
+    from zos_cri.metrics import Metrics
+    from zos_cri.module.types import ContainerRecord, NewContainer, Owner
+    from zos_cri.shim.handler import Handler
+    from zos_cri.shim.manager import Shim, ShimManager
+    from zos_cri.store.db import Table
+
+_log = get_log(__name__)
+
+SHIM_TIMEOUT: Final = 30.0  # a shim's start takes 10 ms; a host out of memory takes seconds
+CREATE_TIMEOUT: Final = 120.0  # runtime hooks and slow volumes are part of it
+START_TIMEOUT: Final = 60.0
+KILL_TIMEOUT: Final = 10.0  # from SIGKILL to the exit; longer means stuck in the kernel
+
+
+class Containers:
+    """The containers of this host, whoever they were made for."""
+
+    def __init__(
+        self,
+        *,
+        table: Table[ContainerMeta, ContainerStatus],
+        shims: ShimManager,
+        handlers: Mapping[str, Handler],
+        bundle_dir: Path,
+        metrics: Metrics,
+        oom_kills: Callable[[str], int],
+        drain_timeout: float,
+    ) -> None:
+        """
+        Args:
+            bundle_dir: where bundles are made, `<bundle_dir>/<id>`.
+            oom_kills: counts the OOM kills in a cgroup (logical path); called in a thread.
+            drain_timeout: seconds that open output may hold an exit back.
+        """
+        self.table = table
+        self._shims = shims
+        self._handlers = handlers
+        self._bundle_dir = bundle_dir
+        self._metrics = metrics
+        self._owners: dict[str, Owner] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._joins: Joins[None] = Joins()
+        self._background: set[asyncio.Task[None]] = set()
+        self._subscribers: list[Callable[[ContainerNotice], None]] = []
+        self.exits = Exits(
+            table=table,
+            metrics=metrics,
+            oom_kills=oom_kills,
+            owner=self.owner,
+            publish=self._publish,
+            drain_timeout=drain_timeout,
+        )
+        self.recovered = asyncio.Event()  # set by recovery.recover; changes wait for it
+
+    # ---- what is known, answered from memory
+
+    def __iter__(self) -> Iterator[ContainerRecord]:
+        return iter(self.table)
+
+    def get(self, id_: str) -> ContainerRecord | None:
+        """The container with exactly this id."""
+        return self.table.get(id_)
+
+    def find(self, id_: str) -> ContainerRecord:
+        """The container with this id or unambiguous beginning of one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self.table.find(id_)
+
+    def own(self, name: str, owner: Owner) -> None:
+        """Makes known a layer above, by the name that its containers carry."""
+        self._owners[name] = owner
+
+    def owner(self, name: str) -> Owner | None:
+        return self._owners.get(name)
+
+    def subscribe(self, subscriber: Callable[[ContainerNotice], None]) -> None:
+        """Tells of every change from now on. The subscriber must return at once."""
+        self._subscribers.append(subscriber)
+
+    def _publish(self, kind: ContainerEventKind, record: ContainerRecord) -> None:
+        notice = ContainerNotice(kind, record, time.time_ns())
+        for subscriber in self._subscribers:
+            subscriber(notice)
+
+    # ---- create
+
+    async def create(self, new: NewContainer) -> ContainerRecord:
+        """Records a container and writes its bundle. No process is started.
+
+        Raises:
+            AlreadyExists: the id, or the name in its namespace, is taken.
+            InvalidArgument: the handler isn't known.
+        """
+        await self.recovered.wait()
+        if new.handler not in self._handlers:
+            raise InvalidArgument(f'no runtime handler "{new.handler}" is configured')
+        meta = ContainerMeta(
+            id=new.id,
+            ns=new.ns,
+            name=new.name,
+            group=new.group,
+            handler=new.handler,
+            created_at=new.created_at or time.time_ns(),
+            bundle=str(self._bundle_dir / new.id),
+            cgroup=new.cgroup,
+            rootfs=new.rootfs,
+            stdio=new.stdio,
+            stop_signal=new.stop_signal,
+            stop_timeout=new.stop_timeout,
+            kill_all=new.kill_all,
+            tags=new.tags,
+            owner=new.owner,
+            extra=new.extra,
+        )
+        await self.table.insert(meta, ContainerStatus())
+        try:
+            with self._metrics.stage("create_container", "bundle"):
+                await blocking.call(_write_bundle, self._bundle_dir, new)
+            await self._advance(new.id, ContainerEvent.CREATED)
+        except BaseException:
+            await asyncio.shield(self._forget(meta))
+            raise
+        record = self.table.find(new.id)
+        self._publish(ContainerEventKind.CREATED, record)
+        return record
+
+    async def _forget(self, meta: ContainerMeta) -> None:
+        await blocking.call(bundles.remove, Path(meta.bundle))
+        await self.table.delete(meta.id)
+
+    # ---- start
+
+    async def start(self, id_: str) -> None:
+        """Starts a created container.
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it isn't in the state `created`.
+            Error: the shim or the runtime failed; the container is `exited` then, with the exit
+                code 128 and the reason StartError.
+        """
+        await self.recovered.wait()
+        await self._joins.run(f"start {id_}", b"", lambda: self._start(id_))
+
+    async def _start(self, id_: str) -> None:
+        async with self._lock(id_):
+            record = self.table.find(id_)
+            owner = self.owner(record.meta.owner)
+            await self._advance(id_, ContainerEvent.START)
+            try:
+                if owner is not None:
+                    await owner.starting(record)
+                await self._start_task(record.meta)
+            except Exception as error:
+                await self._start_failed(record.meta, error)
+                raise
+        self._publish(ContainerEventKind.STARTED, self.table.find(id_))
+
+    async def _start_task(self, meta: ContainerMeta) -> None:
+        handler = self._handlers[meta.handler]
+        with self._metrics.stage("start_container", "shim"):
+            shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
+        with self._metrics.stage("start_container", "create"):
+            pid = await shim.task.create(
+                meta.id,
+                meta.bundle,
+                meta.rootfs,
+                terminal=meta.stdio.terminal,
+                stdin=meta.stdio.stdin,
+                stdout=meta.stdio.stdout,
+                stderr=meta.stdio.stderr,
+                options=handler.task_options(),
+                timeout=CREATE_TIMEOUT,
+            )
+        # Wait is asked before the start, so that no exit can fall between the two.
+        self.exits.watch(meta.id, shim)
+        with self._metrics.stage("start_container", "start"):
+            await shim.task.start(meta.id, timeout=START_TIMEOUT)
+        await self.table.update(
+            meta.id,
+            lambda status: msgspec.structs.replace(
+                status,
+                state=advance(CONTAINER, status.state, ContainerEvent.STARTED),
+                pid=pid,
+                started_at=time.time_ns(),
+            ),
+        )
+        self.exits.started(meta.id)
+        _log.info("container started", container=meta.id, pid=pid, shim=shim.pid)
+
+    async def _start_failed(self, meta: ContainerMeta, error: Exception) -> None:
+        self.exits.forget(meta.id)
+        shim = self._shims.get(meta.group)
+        if shim is not None:
+            await self.exits.delete_task(meta, shim, kill=True)
+        now = time.time_ns()
+        await self.table.update(
+            meta.id,
+            lambda status: msgspec.structs.replace(
+                status,
+                state=advance(CONTAINER, status.state, ContainerEvent.START_FAILED),
+                started_at=now,
+                finished_at=now,
+                exit_code=EXIT_CODE_START_FAILED,
+                reason="StartError",
+                message=one_line(error),
+            ),
+        )
+        record = self.table.find(meta.id)
+        owner = self.owner(meta.owner)
+        if owner is not None:
+            await owner.exited(record)
+        self._publish(ContainerEventKind.STOPPED, record)
+        _log.warning("container start failed", container=meta.id, error=one_line(error))
+
+    # ---- stop
+
+    async def stop(
+        self, id_: str, *, timeout: float | None = None, signal: int | None = None
+    ) -> None:
+        """Ends a running container: the stop signal, `timeout` seconds, SIGKILL.
+
+        Nothing is done for one that doesn't run. A second call may shorten the first's timeout but
+        never lengthen it. The caller's cancellation takes back nothing.
+
+        Args:
+            timeout: seconds; None = the container's own.
+            signal: number; None = the container's own.
+
+        Raises:
+            NotFound: no such container.
+            DeadlineExceeded: it outlived SIGKILL by `KILL_TIMEOUT`.
+        """
+        await self.recovered.wait()
+        record = self.table.find(id_)
+        if record.status.state in (ContainerState.STARTING,):
+            async with self._lock(id_):  # the start under way comes to its end first
+                record = self.table.find(id_)
+        if record.status.state not in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+            return
+        meta = record.meta
+        seconds = meta.stop_timeout if timeout is None else max(timeout, 0.0)
+        self.exits.shorten(meta.id, time.monotonic() + seconds)
+        await self._joins.run(
+            f"stop {meta.id}", b"", lambda: self._stop(meta, signal or meta.stop_signal)
+        )
+
+    async def _stop(self, meta: ContainerMeta, signal: int) -> None:
+        shim = self._shim(meta)
+        exits = self.exits
+        if exits.kill_at(meta.id) > time.monotonic():
+            await self._signal_task(meta, shim, signal)
+            while (left := exits.kill_at(meta.id) - time.monotonic()) > 0:
+                if await exits.wait(meta.id, timeout=left):
+                    return
+        await self._kill(meta, shim)
+
+    async def _kill(self, meta: ContainerMeta, shim: Shim) -> None:
+        await self._signal_task(meta, shim, 9, everyone=meta.kill_all)
+        give_up = time.monotonic() + KILL_TIMEOUT
+        while not await self.exits.wait(meta.id, timeout=give_up - time.monotonic()):
+            if time.monotonic() >= give_up:
+                raise DeadlineExceeded(
+                    f"container {meta.id}: still there {KILL_TIMEOUT:g} s after SIGKILL; its"
+                    " processes may be stuck in the kernel (state D)"
+                )
+
+    async def _signal_task(
+        self, meta: ContainerMeta, shim: Shim, signal: int, *, everyone: bool = False
+    ) -> None:
+        try:
+            await shim.task.kill(meta.id, signal, all=everyone)
+        except NotFound:
+            # The process is gone: its exit is on the way, or was missed and is asked for here.
+            await self.exits.ask(meta, shim)
+
+    async def signal(self, id_: str, signal: int) -> None:
+        """Sends a signal to a container's init.
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it doesn't run.
+        """
+        await self.recovered.wait()
+        meta = self.running(id_).meta
+        await self._shim(meta).task.kill(meta.id, signal)
+
+    def running(self, id_: str) -> ContainerRecord:
+        """The record of a container that runs.
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it doesn't run.
+        """
+        record = self.table.find(id_)
+        if record.status.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(
+                f"container {record.meta.id} is {record.status.state}, not running"
+            )
+        return record
+
+    def shim(self, id_: str) -> Shim:
+        """The shim that holds a running container (for exec, update, stats).
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it doesn't run.
+        """
+        return self._shim(self.running(id_).meta)
+
+    def _shim(self, meta: ContainerMeta) -> Shim:
+        shim = self._shims.get(meta.group)
+        if shim is None:
+            raise FailedPrecondition(f"container {meta.id}: its shim is gone")
+        return shim
+
+    # ---- remove
+
+    async def remove(self, id_: str) -> None:
+        """Ends a container where it runs, and removes all there is of it, except its log.
+
+        Nothing to do where there is no such container.
+
+        Raises:
+            Error: something could not be released; the container stays listed, and the next call
+                goes on from there.
+        """
+        await self.recovered.wait()
+        try:
+            meta = self.table.find(id_).meta
+        except NotFound:
+            return
+        await self._joins.run(f"remove {meta.id}", b"", lambda: self._remove(meta))
+
+    async def _remove(self, meta: ContainerMeta) -> None:
+        await self.stop(meta.id, timeout=0)
+        async with self._lock(meta.id):
+            record = self.table.get(meta.id)
+            if record is None:
+                return
+            if not allows(CONTAINER, record.status.state, ContainerEvent.REMOVE):
+                raise FailedPrecondition(f"container {meta.id} is {record.status.state}")
+            await self._advance(meta.id, ContainerEvent.REMOVE)
+            await self.release(meta)
+        self._locks.pop(meta.id, None)
+        self._publish(ContainerEventKind.DELETED, record)
+
+    async def release(self, meta: ContainerMeta) -> None:
+        """Removes what there is of a container that is being removed; may be called again."""
+        await self.exits.settled(meta.id)
+        shim = self._shims.get(meta.group)
+        if shim is not None:
+            with self._metrics.stage("remove_container", "delete"):
+                await self.exits.delete_task(meta, shim, kill=True)
+        with self._metrics.stage("remove_container", "bundle"):
+            if meta.id == meta.group:
+                await self._shims.stop(meta.group)
+            await blocking.call(bundles.remove, Path(meta.bundle))
+        owner = self.owner(meta.owner)
+        if owner is not None:
+            await owner.removed(meta)
+        self.exits.forget(meta.id)
+        await self.table.delete(meta.id)
+        _log.info("container removed", container=meta.id)
+
+    # ---- shared
+
+    def _lock(self, id_: str) -> asyncio.Lock:
+        return self._locks.setdefault(id_, asyncio.Lock())
+
+    async def _advance(self, id_: str, event: ContainerEvent) -> ContainerStatus:
+        def change(status: ContainerStatus) -> ContainerStatus:
+            try:
+                state = advance(CONTAINER, status.state, event)
+            except FailedPrecondition as error:
+                raise FailedPrecondition(f"container {id_}: {error}") from None
+            return msgspec.structs.replace(status, state=state)
+
+        return await self.table.update(id_, change)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something in the background, until it ends or the server does."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def close(self) -> None:
+        """Waits for the steps under way, and stops watching: the containers run on."""
+        await self._joins.settle()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.exits.close()
+
+
+def _write_bundle(directory: Path, new: NewContainer) -> None:
+    annotations = {**new.spec.get("annotations", {}), bundles.GROUP_ANNOTATION: new.group}
+    path = bundles.create(directory, new.id, group=new.group)
+    bundles.write_config(path, {**new.spec, "annotations": annotations})

@@ -1,0 +1,291 @@
+"""Processes run in a container beside its init: their streams, their end, their clean-up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
+from zos_cri.linux import blocking
+from zos_cri.log import get_log
+from zos_cri.module.types import ExecResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from zos_cri.metrics import Metrics
+    from zos_cri.module.containers import Containers
+    from zos_cri.shim.manager import Shim
+
+_log = get_log(__name__)
+
+OUTPUT_LIMIT: Final = 16 << 20  # bytes a stream: what a kubelet takes in one gRPC message
+EXEC_TIMEOUT: Final = 60.0  # the runtime's own exec takes 20 ms; a frozen container never ends it
+KILL_TIMEOUT: Final = 10.0  # from SIGKILL to the exit
+_CHUNK: Final = 1 << 16  # a pipe's default size
+
+
+class Exec:
+    """One process in a container. Its owner calls `aclose`, whatever happened."""
+
+    def __init__(self, *, container: str, directory: Path, shim: Shim) -> None:
+        self.container = container
+        self.id = directory.name
+        self.pid = 0
+        self.stdin = -1  # descriptors of ours: FIFOs, non-blocking; -1 = not asked for
+        self.stdout = -1
+        self.stderr = -1
+        self._directory = directory
+        self._shim = shim
+        self._wait: asyncio.Task[int] | None = None
+
+    async def start(
+        self, process: dict[str, Any], *, streams: Sequence[str], terminal: bool
+    ) -> None:
+        """Starts it.
+
+        Args:
+            process: the OCI Process.
+            streams: which of "stdin", "stdout", "stderr" are wanted; with a terminal never stderr.
+
+        Raises:
+            Error: the shim or the runtime failed.
+        """
+        paths = await blocking.call(self._open, streams)
+        task = self._shim.task
+        await task.exec(
+            self.container,
+            self.id,
+            process,
+            terminal=terminal,
+            stdin=paths.get("stdin", ""),
+            stdout=paths.get("stdout", ""),
+            stderr=paths.get("stderr", ""),
+            timeout=EXEC_TIMEOUT,
+        )
+        self._wait = asyncio.create_task(self._wait_for_exit(), name=f"wait exec {self.id}")
+        self.pid = await task.start(self.container, self.id, timeout=EXEC_TIMEOUT)
+
+    def _open(self, streams: Sequence[str]) -> dict[str, str]:
+        """Makes the FIFOs and opens our ends before the shim can: it would block otherwise."""
+        self._directory.mkdir(parents=True, mode=0o700)
+        paths = {}
+        for name in streams:
+            paths[name] = str(self._directory / name)
+            os.mkfifo(paths[name], 0o600)
+            # A writer alone can't be opened while nobody reads (ENXIO): so stdin both ways.
+            flags = os.O_RDWR if name == "stdin" else os.O_RDONLY
+            setattr(self, name, os.open(paths[name], flags | os.O_NONBLOCK | os.O_CLOEXEC))
+        return paths
+
+    async def _wait_for_exit(self) -> int:
+        return (await self._shim.task.wait(self.container, self.id)).status
+
+    async def wait(self) -> int:
+        """Its exit code, once it has ended.
+
+        Raises:
+            Unavailable: the shim is gone.
+        """
+        assert self._wait is not None, "start first"
+        return await asyncio.shield(self._wait)
+
+    async def resize(self, width: int, height: int) -> None:
+        """Sets the size of its terminal, in characters."""
+        await self._shim.task.resize_pty(self.container, self.id, width=width, height=height)
+
+    async def close_stdin(self) -> None:
+        """Lets it read the end of its input: ours and the shim's writers are closed."""
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+            with contextlib.suppress(NotFound):  # it has ended
+                await self._shim.task.close_io(self.container, self.id)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole process group, which the runtime made it the leader of."""
+        if self._wait is None or self._wait.done() or not self.pid:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(self.pid) == self.pid:
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+
+    async def aclose(self) -> None:
+        """Ends it where it runs, and removes what there is of it. May be called again."""
+        self.kill()
+        if self._wait is not None:
+            done, _ = await asyncio.wait((self._wait,), timeout=KILL_TIMEOUT)
+            if not done:
+                self._wait.cancel()
+                _log.warning("exec outlived SIGKILL", container=self.container, exec=self.id)
+            elif not self._wait.cancelled():
+                self._wait.exception()
+        for name in ("stdin", "stdout", "stderr"):
+            descriptor = getattr(self, name)
+            if descriptor >= 0:
+                os.close(descriptor)
+                setattr(self, name, -1)
+        try:
+            await self._shim.task.delete(self.container, self.id)
+        except NotFound:
+            pass
+        except Error as error:
+            _log.warning(
+                "exec not deleted", container=self.container, exec=self.id, error=one_line(error)
+            )
+        await blocking.call(_remove_fifos, self._directory)
+
+
+class Execs:
+    """Starts processes in running containers."""
+
+    def __init__(
+        self,
+        *,
+        containers: Containers,
+        directory: Path,
+        metrics: Metrics,
+        drain_timeout: float,
+    ) -> None:
+        """
+        Args:
+            directory: where FIFOs are made.
+            drain_timeout: seconds that a child holding the output open can delay a result.
+        """
+        self._containers = containers
+        self._directory = directory
+        self._metrics = metrics
+        self._drain_timeout = drain_timeout
+
+    async def open(
+        self,
+        id_: str,
+        process: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        streams: Sequence[str],
+        terminal: bool,
+    ) -> Exec:
+        """Starts a process; the caller owns the result and closes it.
+
+        Args:
+            process: the OCI Process to run, given the container's OCI spec.
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it doesn't run.
+            Error: the shim or the runtime failed; nothing is left behind.
+        """
+        record = self._containers.running(id_)
+        shim = self._containers.shim(id_)
+        spec = await blocking.call(read_spec, record.meta.bundle)
+        exec_ = Exec(
+            container=record.meta.id,
+            directory=self._directory / secrets.token_hex(16),
+            shim=shim,
+        )
+        try:
+            with self._metrics.stage("exec", "start"):
+                await exec_.start(process(spec), streams=streams, terminal=terminal)
+        except BaseException:
+            await asyncio.shield(exec_.aclose())
+            raise
+        return exec_
+
+    async def run(
+        self,
+        id_: str,
+        process: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        timeout: float | None,
+        limit: int = OUTPUT_LIMIT,
+    ) -> ExecResult:
+        """Runs a process to its end and keeps what it writes.
+
+        Args:
+            timeout: seconds, from now; None = no limit.
+            limit: bytes kept of each stream; the rest is read and dropped.
+
+        Raises:
+            DeadlineExceeded: the timeout ran out; its process group was killed.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._run(id_, process, limit)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"container {id_}: the command did not end within {timeout:g} s and was killed"
+            ) from None
+
+    async def _run(
+        self, id_: str, process: Callable[[dict[str, Any]], dict[str, Any]], limit: int
+    ) -> ExecResult:
+        exec_ = await self.open(id_, process, streams=("stdout", "stderr"), terminal=False)
+        outputs = [_Capture(fd, limit) for fd in (exec_.stdout, exec_.stderr)]
+        try:
+            code = await exec_.wait()
+            # Whatever it wrote is in the FIFO or on its way there; a child of it that still holds
+            # the output may not keep us.
+            await asyncio.wait([o.eof for o in outputs], timeout=self._drain_timeout)
+        finally:
+            for output in outputs:
+                output.close()
+            await asyncio.shield(exec_.aclose())
+        out, err = outputs
+        return ExecResult(bytes(out.data), bytes(err.data), code, out.truncated or err.truncated)
+
+
+class _Capture:
+    """Reads a FIFO as data come; keeps the first `limit` bytes."""
+
+    def __init__(self, fd: int, limit: int) -> None:
+        self.data = bytearray()
+        self.truncated = False
+        self._fd = fd
+        self._limit = limit
+        self._loop = asyncio.get_running_loop()
+        self.eof: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._fd, _CHUNK)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self.close()
+            return
+        room = self._limit - len(self.data)
+        self.data += chunk[:room]
+        self.truncated = self.truncated or len(chunk) > room
+
+    def close(self) -> None:
+        if not self.eof.done():
+            self._loop.remove_reader(self._fd)
+            self.eof.set_result(None)
+
+
+def read_spec(bundle: str) -> dict[str, Any]:
+    """The OCI spec in a bundle.
+
+    Raises:
+        FileNotFoundError: the bundle is gone.
+    """
+    with open(f"{bundle}/config.json", "rb") as file:
+        spec: dict[str, Any] = msgspec.json.decode(file.read())
+    return spec
+
+
+def _remove_fifos(directory: Path) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        (directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()

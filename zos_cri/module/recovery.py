@@ -1,0 +1,189 @@
+"""What a new server finds of the containers of the one before it.
+
+The record says how far each was brought, its shim says how it is now; the shim is right. Every
+container is looked at by itself, with the deadlines of the calls to its shim: one that can't be
+recovered is said so and holds up no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from zos_cri.errors import DeadlineExceeded, Error, NotFound, Unavailable, one_line
+from zos_cri.linux import blocking
+from zos_cri.log import get_log
+from zos_cri.shim import bundle as bundles
+from zos_cri.shim.manager import DeadShim, Shim, ShimManager
+from zos_cri.shim.task import Exit, TaskStatus
+from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, ContainerState, advance
+from zos_cri.store.model import EXIT_CODE_UNKNOWN, ContainerStatus
+
+if TYPE_CHECKING:
+    from zos_cri.module.containers import Containers
+    from zos_cri.module.types import ContainerRecord
+
+_log = get_log(__name__)
+
+ASK_TIMEOUT: Final = 5.0  # of a shim after a restart; one that takes longer is asked again later
+ASK_AGAIN: Final = 10.0  # seconds between questions to a shim that doesn't answer
+
+
+async def recover(containers: Containers, shims: ShimManager) -> None:
+    """Brings every record in line with what its shim says; then containers can be changed."""
+    found = await shims.recover()
+    dead = {shim.group: shim for shim in found if isinstance(shim, DeadShim)}
+    await asyncio.gather(
+        *(_recover(containers, record, shims, dead.get(record.meta.group)) for record in containers)
+    )
+    containers.recovered.set()
+
+
+async def _recover(
+    containers: Containers, record: ContainerRecord, shims: ShimManager, dead: DeadShim | None
+) -> None:
+    id_ = record.meta.id
+    shim = shims.get(record.meta.group)
+    try:
+        match record.status.state:
+            case ContainerState.CREATING:
+                await blocking.call(bundles.remove, Path(record.meta.bundle))
+                owner = containers.owner(record.meta.owner)
+                if owner is not None:
+                    await owner.removed(record.meta)
+                await containers.table.delete(id_)
+            case ContainerState.CREATED:
+                if not await _has_bundle(record):
+                    await _lost(containers, id_)
+            case ContainerState.REMOVING:
+                await containers.release(record.meta)
+            case ContainerState.EXITED:
+                if shim is not None:
+                    await containers.exits.delete_task(record.meta, shim, kill=True)
+            case ContainerState.STARTING | ContainerState.RUNNING | ContainerState.UNKNOWN:
+                await _recover_task(containers, record, shim, dead)
+    except (Error, OSError) as error:
+        _log.error("container not recovered", container=id_, error=one_line(error))
+
+
+async def _recover_task(
+    containers: Containers, record: ContainerRecord, shim: Shim | None, dead: DeadShim | None
+) -> None:
+    id_ = record.meta.id
+    exits = containers.exits
+    if shim is None:
+        exit_ = dead.exits.get(id_) if dead is not None else None
+        if record.status.state is ContainerState.STARTING and exit_ is None:
+            await _change(containers, id_, ContainerEvent.START_UNDONE)
+            if not await _has_bundle(record):
+                await _lost(containers, id_)
+            return
+        exits.started(id_)
+        exits.handle(id_, exit_, None)
+        return
+    try:
+        state = await shim.task.state(id_, timeout=ASK_TIMEOUT)
+    except NotFound:
+        await _no_task(containers, record, shim)
+        return
+    except (DeadlineExceeded, Unavailable) as error:
+        _log.warning("shim doesn't answer", container=id_, error=one_line(error))
+        if record.status.state is not ContainerState.STARTING:
+            await _change(containers, id_, ContainerEvent.LOST)
+        containers.later(_ask_again(containers, record, shim))
+        return
+    if state.status is TaskStatus.CREATED:
+        # Create was done, Start wasn't: nothing of the container has run.
+        await exits.delete_task(record.meta, shim, kill=True)
+        await _change(containers, id_, ContainerEvent.START_UNDONE)
+        return
+    await _running(containers, record, pid=state.pid)
+    if state.status is TaskStatus.STOPPED:
+        exits.handle(id_, Exit(state.exit_status, state.exited_at_ns), shim)
+    else:
+        exits.watch(id_, shim)
+    exits.started(id_)
+
+
+async def _no_task(containers: Containers, record: ContainerRecord, shim: Shim) -> None:
+    """The shim knows nothing of the container: it was never created, or deleted unrecorded."""
+    if record.status.state is ContainerState.STARTING:
+        await _change(containers, record.meta.id, ContainerEvent.START_UNDONE)
+        return
+    containers.exits.started(record.meta.id)
+    containers.exits.handle(record.meta.id, None, shim)
+
+
+async def _ask_again(containers: Containers, record: ContainerRecord, shim: Shim) -> None:
+    """Goes on asking a shim that runs but didn't answer, until it does or is gone."""
+    while not await shim.gone(ASK_AGAIN):
+        try:
+            await shim.task.state(record.meta.id, timeout=ASK_TIMEOUT)
+        except (DeadlineExceeded, Unavailable):
+            continue
+        except NotFound:
+            _log.info("shim answers again", container=record.meta.id)
+        current = containers.get(record.meta.id)
+        if current is not None:
+            await _recover_task(containers, current, shim, None)
+        return
+
+
+async def _running(containers: Containers, record: ContainerRecord, *, pid: int) -> None:
+    def change(status: ContainerStatus) -> ContainerStatus:
+        if status.state is ContainerState.RUNNING:
+            return status
+        event = (
+            ContainerEvent.STARTED
+            if status.state is ContainerState.STARTING
+            else ContainerEvent.FOUND
+        )
+        return msgspec.structs.replace(
+            status,
+            state=advance(CONTAINER, status.state, event),
+            pid=pid,
+            started_at=status.started_at or time.time_ns(),
+        )
+
+    await containers.table.update(record.meta.id, change)
+
+
+async def _change(containers: Containers, id_: str, event: ContainerEvent) -> None:
+    await containers.table.update(
+        id_,
+        lambda status: msgspec.structs.replace(
+            status, state=advance(CONTAINER, status.state, event)
+        ),
+    )
+
+
+async def _has_bundle(record: ContainerRecord) -> bool:
+    return await blocking.call(Path(record.meta.bundle, bundles.CONFIG).exists)
+
+
+async def _lost(containers: Containers, id_: str) -> None:
+    """A created container whose bundle is gone (the host was restarted): it can't be started."""
+    await containers.table.update(
+        id_,
+        lambda status: msgspec.structs.replace(
+            status,
+            state=advance(CONTAINER, status.state, ContainerEvent.LOST),
+            finished_at=time.time_ns(),
+            exit_code=EXIT_CODE_UNKNOWN,
+            reason="Unknown",
+            message="what it was to be started from is gone: the host was restarted",
+        ),
+    )
+
+
+async def shim_lost(containers: Containers, dead: DeadShim) -> None:
+    """A shim died under us: its containers have ended as `delete` found them."""
+    for record in list(containers):
+        if record.meta.group != dead.group:
+            continue
+        if record.status.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+            containers.exits.handle(record.meta.id, dead.exits.get(record.meta.id), None)

@@ -1,0 +1,94 @@
+"""What the module's parts hand to each other and to the layers above."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from zos_cri.linux.mount import Mount
+from zos_cri.store.db import Record
+from zos_cri.store.model import ContainerMeta, ContainerStatus, Stdio
+
+ContainerRecord = Record[ContainerMeta, ContainerStatus]
+
+
+class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `Containers.create` needs. The OCI spec is complete: the module adds nothing to it.
+
+    Attributes:
+        group: whose shim holds it: the pod's id, or the container's own.
+        cgroup: the logical cgroup path that the spec asks for, "" where it names none.
+        kill_all: it has no pid namespace of its own, so ending its init ends nothing else.
+        owner: the layer above that `Containers.own` knows, "" for none.
+        extra: that layer's own metadata.
+    """
+
+    id: str
+    ns: str
+    name: str
+    group: str
+    handler: str
+    spec: dict[str, Any]
+    cgroup: str
+    rootfs: tuple[Mount, ...]
+    stdio: Stdio = Stdio()
+    stop_signal: int = 15
+    stop_timeout: float = 5.0
+    kill_all: bool = False
+    tags: dict[str, str] = {}
+    owner: str = ""
+    extra: bytes = b""
+    created_at: int = 0  # ns since the epoch; 0 = now
+
+
+class Owner(Protocol):
+    """The layer above a container. Every call may come again, after a restart as well."""
+
+    async def starting(self, record: ContainerRecord) -> None:
+        """Its task is about to be created: make ready what it writes to.
+
+        Raises:
+            Error: it can't be; the start fails with this.
+        """
+
+    async def exited(self, record: ContainerRecord) -> None:
+        """Its processes are gone and its exit isn't published yet: take its last output in.
+
+        Bounded by the owner; must not raise.
+        """
+
+    async def removed(self, meta: ContainerMeta) -> None:
+        """It is gone: release what was lent to it. Raises where that must be tried again."""
+
+
+class ContainerEventKind(enum.StrEnum):
+    """What subscribers are told of."""
+
+    CREATED = "created"
+    STARTED = "started"
+    STOPPED = "stopped"
+    DELETED = "deleted"
+
+
+class ContainerNotice(NamedTuple):
+    """A container's change, with its record as it was right after it."""
+
+    kind: ContainerEventKind
+    record: ContainerRecord
+    timestamp: int  # ns since the epoch
+
+
+class ExecResult(NamedTuple):
+    """What a process run in a container left.
+
+    Attributes:
+        exit_code: 128 + n after signal n.
+        truncated: more than the limit came on a stream; the rest was dropped.
+    """
+
+    stdout: bytes
+    stderr: bytes
+    exit_code: int
+    truncated: bool = False
