@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import posixpath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -21,19 +21,32 @@ DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 """What an image without a PATH gets, as everywhere (execvp's own default differs by libc)."""
 
 
+class Image(Protocol):
+    """What of an OCI image's config has a meaning for a container's spec."""
+
+    @property
+    def user(self) -> str: ...
+    @property
+    def env(self) -> Sequence[str]: ...
+    @property
+    def entrypoint(self) -> Sequence[str]: ...
+    @property
+    def cmd(self) -> Sequence[str]: ...
+    @property
+    def working_dir(self) -> str: ...
+
+
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an OCI image's config has a meaning for a container."""
+    """An `Image` of one's own making."""
 
     user: str = ""
     env: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     working_dir: str = ""
-    volumes: tuple[str, ...] = ()
-    stop_signal: str = ""
 
 
-def arguments(config: cri_pb2.ContainerConfig, image: ImageConfig) -> list[str]:
+def arguments(config: cri_pb2.ContainerConfig, image: Image) -> list[str]:
     """The argument vector by CRI's rules.
 
     `command` replaces the image's entrypoint and with it its cmd; `args` replaces the image's
@@ -46,7 +59,7 @@ def arguments(config: cri_pb2.ContainerConfig, image: ImageConfig) -> list[str]:
     if not command:
         args = args or list(image.cmd)
         # [""] is how an image takes its parent's entrypoint back.
-        command = list(image.entrypoint) if image.entrypoint != ("",) else []
+        command = list(image.entrypoint) if list(image.entrypoint) != [""] else []
     argv = command + args
     if not argv:
         raise bad("command", "is empty, and the image has neither an entrypoint nor a cmd")
@@ -81,9 +94,7 @@ def environment(*layers: Iterable[str]) -> list[str]:
     return list(result.values())
 
 
-def of_container(
-    config: cri_pb2.ContainerConfig, image: ImageConfig, *, hostname: str
-) -> list[str]:
+def of_container(config: cri_pb2.ContainerConfig, image: Image, *, hostname: str) -> list[str]:
     """A CRI container's environment: HOSTNAME, the image's, the config's, each over the former.
 
     Raises:
@@ -107,7 +118,7 @@ def of_container(
     return environment(terminal, [f"HOSTNAME={hostname}"], inherited, given)
 
 
-def working_dir(config: cri_pb2.ContainerConfig, image: ImageConfig) -> str:
+def working_dir(config: cri_pb2.ContainerConfig, image: Image) -> str:
     """The working directory: the config's, else the image's (taken from the root), else `/`.
 
     Raises:
