@@ -30,6 +30,9 @@ _TYPE: Final = "streamtype"
 _PORT: Final = "port"
 _REQUEST_ID: Final = "requestid"
 _MAX_REQUEST_ID: Final = 256  # client-go counts from 0
+# Streams that wait for the other of their pair. Clients open both at once; a peer that only ever
+# opens one of each is stopped here.
+_MAX_WAITING: Final = 1000
 
 
 class PortForwardError(Exception):
@@ -70,7 +73,7 @@ class _Half:
 
 
 class Pairing:
-    """Puts streams together by request id. Bounded by the session's own limit of streams."""
+    """Puts streams together by request id."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, _Half] = {}
@@ -92,6 +95,8 @@ class Pairing:
             # Clients before Kubernetes 1.2 gave none: the error stream came first, its data
             # stream had the next id.
             request_id = f"stream {stream_id if kind == 'error' else stream_id - 2}"
+        if request_id not in self._waiting and len(self._waiting) >= _MAX_WAITING:
+            raise PortForwardError(f"{_MAX_WAITING} streams wait for the other of their pair")
         half = self._waiting.setdefault(request_id, _Half(port))
         if kind in half.streams:
             raise PortForwardError(f"request {request_id} has its {kind} stream already")
@@ -107,10 +112,3 @@ class Pairing:
         """Gives up a request whose other stream didn't come; its streams' ids."""
         half = self._waiting.pop(request_id, None)
         return list(half.streams.values()) if half else []
-
-    def stream_gone(self, stream_id: int) -> None:
-        """A stream was reset before its pair was whole."""
-        for request_id, half in list(self._waiting.items()):
-            half.streams = {kind: s for kind, s in half.streams.items() if s != stream_id}
-            if not half.streams:
-                del self._waiting[request_id]

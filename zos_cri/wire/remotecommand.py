@@ -10,7 +10,8 @@ them (KEP-4006 for v5).
 - Version 5: as 4; over WebSocket a message of the bytes 255 and n says that channel n has ended.
 
 Over SPDY every stream type has a stream, named by its `streamtype` header. Over WebSocket every
-message begins with its channel: one byte, or in the base64 protocols one digit.
+message begins with its channel: one byte, or in the base64 protocols one digit (after 9 comes what
+comes in ASCII).
 """
 
 from __future__ import annotations
@@ -179,28 +180,31 @@ class ResizeDecoder:
         self._text = ""
         self._json = json.JSONDecoder()
 
-    def feed(self, data: bytes) -> list[TerminalSize]:
-        """The sizes that `data` completes; a size with a 0 in it is left out (it says nothing).
+    def feed(self, data: bytes) -> TerminalSize | None:
+        """The newest size that `data` completes, if any: it is what older ones were to become.
+
+        A size with a 0 in it says nothing and is left out.
 
         Raises:
             RemoteCommandError: this isn't a size; what follows on the stream can't be trusted.
         """
-        sizes = []
+        newest = None
         # Sizes are ASCII; latin-1 decodes whatever comes, and JSON then refuses it.
-        self._text += data.decode("latin-1")
-        while self._text:
-            self._text = self._text.lstrip(" \t\r\n")
+        text = self._text + data.decode("latin-1")
+        position = 0
+        while position < len(text):
+            if text[position] in " \t\r\n":
+                position += 1
+                continue
             try:
-                value, end = self._json.raw_decode(self._text)
+                value, position = self._json.raw_decode(text, position)
             except (ValueError, RecursionError):
-                if len(self._text) > _MAX_RESIZE_TEXT or self._text[:1] not in ("{", ""):
+                if len(text) - position > _MAX_RESIZE_TEXT or text[position] != "{":
                     raise RemoteCommandError("the resize stream holds no terminal size") from None
                 break  # the rest of it comes later
-            self._text = self._text[end:]
-            size = _terminal_size(value)
-            if size is not None:
-                sizes.append(size)
-        return sizes
+            newest = _terminal_size(value) or newest
+        self._text = text[position:]
+        return newest
 
 
 def _terminal_size(value: object) -> TerminalSize | None:
@@ -285,5 +289,5 @@ class ChannelDecoder:
 def encode_channel(protocol: WebSocketProtocol, channel: int, data: bytes) -> bytes:
     """The message that carries `data`: binary, or text in the base64 protocols."""
     if protocol.base64:
-        return b"%d" % channel + base64.b64encode(data)
+        return bytes((ord("0") + channel,)) + base64.b64encode(data)
     return bytes((channel,)) + data

@@ -1,0 +1,1 @@
+"""The HTTP server for exec, attach and port-forward: SPDY/3.1 and WebSocket."""
