@@ -174,10 +174,10 @@ def _process(given: _Given) -> dict[str, Any]:
     limits = base.rlimits("handler.rlimits", given.handler.rlimits, given.host)
     if limits:
         result["rlimits"] = limits
-    if given.config.linux.HasField("resources"):
-        wanted = given.config.linux.resources.oom_score_adj
-        adjusted = base.oom_score_adj("linux.resources.oom_score_adj", wanted, given.host)
-        result["oomScoreAdj"] = adjusted
+    # Always, or the container would have the shim's, which is meant to be killed last.
+    wanted = given.config.linux.resources.oom_score_adj
+    adjusted = base.oom_score_adj("linux.resources.oom_score_adj", wanted, given.host)
+    result["oomScoreAdj"] = adjusted
     return result
 
 
