@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from zos_cri.linux.mount import Mount
+from zos_cri.linux.mount import Mount, unmount_tree
 from zos_cri.shim import bundle
 from zos_cri.shim.bootstrap import DialectCache
 from zos_cri.shim.events import Event, EventServer
@@ -50,6 +51,7 @@ class Harness:
         self.event_arrived = asyncio.Condition()
         self.lost: list[DeadShim] = []
         self.lost_arrived = asyncio.Event()
+        self.connect_timeout = 5.0
         self.groups: list[str] = []
         self.containers: list[str] = []
         self._legacy_before = _names(LEGACY_SOCKETS)
@@ -77,9 +79,7 @@ class Harness:
             socket_dir=str(self.root / "s"),
             dialects=DialectCache(self.root / "dialects.json"),
         )
-        return ShimManager(
-            bundles=self.root / "bundles", launcher=launcher, on_lost=self._on_lost
-        )
+        return ShimManager(bundles=self.root / "bundles", launcher=launcher, on_lost=self._on_lost)
 
     async def restart(self) -> list[Shim | DeadShim]:
         """As a server that was killed and started again: only the files and processes remain."""
@@ -111,38 +111,57 @@ class Harness:
         self.groups.append(group)
         return group
 
-    def spec(self, container: str, group: str, args: list[str], **changes: Any) -> dict[str, Any]:
-        process = {
-            "user": {"uid": 0, "gid": 0},
-            "args": args,
-            "env": ["PATH=/bin"],
-            "cwd": "/",
-        }
+    def spec(self, container: str, group: str, args: list[str], **process: Any) -> dict[str, Any]:
         return {
             "ociVersion": "1.0.2",
-            "process": process,
+            "process": {
+                "user": {"uid": 0, "gid": 0},
+                "args": args,
+                "env": ["PATH=/bin"],
+                "cwd": "/",
+                **process,
+            },
             "root": {"path": "rootfs"},
-            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+                {
+                    "destination": "/dev/pts",
+                    "type": "devpts",
+                    "source": "devpts",
+                    "options": ["newinstance", "ptmxmode=0666"],
+                },
+            ],
             "annotations": {bundle.GROUP_ANNOTATION: group},
             "linux": {
                 "cgroupsPath": f"/zos-test-{container}",
                 "namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts")],
             },
-            **changes,
         }
 
     async def create(
-        self, shim: Shim, args: list[str], *, container: str = "", **options: Any
+        self,
+        shim: Shim,
+        args: list[str],
+        *,
+        container: str = "",
+        terminal: bool = False,
+        **options: Any,
     ) -> str:
         """Creates a container in a sibling bundle; returns its id."""
         container = container or uuid.uuid4().hex * 2
         self.containers.append(container)
         path = self.manager.bundles / container
         path.mkdir(exist_ok=True)
-        bundle.write_config(path, self.spec(container, shim.group, args))
+        bundle.write_config(path, self.spec(container, shim.group, args, terminal=terminal))
         rootfs = Mount(type="bind", source=str(self.rootfs), options=("rbind", "rw"))
         await shim.task.create(
-            container, str(path), [rootfs], options=shim.handler.task_options(), **options
+            container,
+            str(path),
+            [rootfs],
+            terminal=terminal,
+            options=shim.handler.task_options(),
+            **options,
         )
         return container
 
@@ -154,13 +173,18 @@ class Harness:
         bundle.remove(self.manager.bundles / container)
 
     async def close(self) -> None:
-        for group in self.groups:
-            await self.manager.stop(group)
-        for container in self.containers:
-            bundle.remove(self.manager.bundles / container)
-        await self.manager.close()
-        await self.event_server.close()
-        self.assert_nothing_left()
+        async with contextlib.AsyncExitStack() as stack:  # all of it, whatever fails
+            stack.callback(self._remove_root)
+            stack.callback(self.assert_nothing_left)
+            stack.push_async_callback(self.event_server.close)
+            stack.push_async_callback(self.manager.close)
+            for container in self.containers:
+                stack.callback(bundle.remove, self.manager.bundles / container)
+            for group in self.groups:
+                stack.push_async_callback(self.manager.stop, group)
+
+    def _remove_root(self) -> None:
+        unmount_tree(str(self.root))
         shutil.rmtree(self.root)
 
     def assert_nothing_left(self) -> None:
@@ -180,6 +204,11 @@ class Harness:
 
         names = (f"{self.root}/zos-cri.sock/zos/{group}" for group in self.groups)
         return {hashlib.sha256(name.encode()).hexdigest() for name in names}
+
+
+def shim_processes(group: str) -> list[str]:
+    """The command lines of a group's shims."""
+    return [line for line in processes_about(group) if f"-id {group}" in line]
 
 
 def processes_about(*words: str) -> list[str]:

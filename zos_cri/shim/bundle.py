@@ -84,6 +84,21 @@ def write_config(path: Path, spec: dict[str, Any]) -> None:
     write_atomic(path / CONFIG, msgspec.json.encode(spec))
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A bundle's OCI spec.
+
+    Raises:
+        FileNotFoundError: the bundle is gone.
+        DataLoss: it is no JSON.
+    """
+    with (path / CONFIG).open("rb") as file:
+        data = file.read(_MAX_CONFIG)
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise errors.DataLoss(f"{path / CONFIG}: {error}") from error
+
+
 def write_record(path: Path, record: Record) -> None:
     write_atomic(path / RECORD, msgspec.json.encode(record))
 

@@ -74,6 +74,7 @@ class Shim:
         self.record = record
         self.connection, self.task = task
         self.stopping = False
+        self._closed = False
         self._pidfd = pidfd
         self._log = log
 
@@ -92,8 +93,8 @@ class Shim:
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs; it may not answer for all that."""
-        return self._pidfd.alive
+        """Whether its process runs; it may not answer for all that. False once it is let go."""
+        return not self._closed and self._pidfd.alive
 
     async def gone(self, timeout: float | None = None) -> bool:
         """Waits for its process to end; False where `timeout` seconds ran out before."""
@@ -107,7 +108,8 @@ class Shim:
             return
 
     async def close(self) -> None:
-        """Lets go of it: it runs on."""
+        """Lets go of it; the process isn't touched."""
+        self._closed = True
         await self.connection.close()
         self._log.close()
         self._pidfd.close()
@@ -142,6 +144,7 @@ class ShimManager:
         namespace: of the tasks, as the launcher's.
         on_lost: awaited for each shim that died without being asked to.
         binary_path: PATH for finding shims, ours by default.
+        connect_timeout: seconds for a shim to answer when it is met.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class ShimManager:
         namespace: str = "zos",
         on_lost: Callable[[DeadShim], Awaitable[None]] | None = None,
         binary_path: str | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
     ) -> None:
         # As /proc shows working directories.
         self.bundles = Path(os.path.realpath(bundles))
@@ -159,6 +163,7 @@ class ShimManager:
         self._launcher = launcher
         self._namespace = namespace
         self._binary_path = binary_path
+        self._connect_timeout = connect_timeout
         self._shims: dict[str, Shim] = {}
         self._starting: dict[str, asyncio.Task[Shim]] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -255,7 +260,7 @@ class ShimManager:
         connection, task = _client(record, self._namespace)
         async with AsyncExitStack() as undo:
             undo.push_async_callback(connection.close)
-            connected = await task.connect(record.group, timeout=CONNECT_TIMEOUT)
+            connected = await task.connect(record.group, timeout=self._connect_timeout)
             pidfd, started = await blocking.call(_prove, connected.shim_pid, path, record)
             undo.callback(pidfd.close)
             record = msgspec.structs.replace(
@@ -354,7 +359,7 @@ class ShimManager:
         shim = Shim(record, pidfd, bundle=path, log=log, task=task)
         self._watch(shim)
         try:
-            await shim.task.connect(record.group, timeout=CONNECT_TIMEOUT)
+            await shim.task.connect(record.group, timeout=self._connect_timeout)
         except errors.Error as error:
             _log.warning("shim runs but doesn't answer", group=shim.group, error=error)
         return shim

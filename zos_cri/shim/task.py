@@ -160,10 +160,12 @@ class TaskClient:
             bundle: has config.json; its base name must be `id`.
             rootfs: mounted by the shim on `bundle`/rootfs, unmounted by `delete`.
             stdin, stdout, stderr: "" is /dev/null; a FIFO's path, whose other end is open already;
-                `file:///path`, appended to; `binary:///path`, a logger.
+                `file:///path`, appended to (one file for stdout and stderr: stdout's);
+                `binary:///path`, a logger. With a terminal stderr is "".
             options: `Handler.task_options()`.
             checkpoint: a CRIU image's directory to restore from.
         """
+        _check_stdio(terminal, stdin, stdout, stderr)
         request = task_v3_pb2.CreateTaskRequest(
             id=id,
             bundle=bundle,
@@ -269,6 +271,7 @@ class TaskClient:
         timeout: float = QUERY_TIMEOUT,
     ) -> None:
         """Prepares a further process (an OCI Process); `start` with its id runs it."""
+        _check_stdio(terminal, stdin, stdout, stderr)
         request = task_v3_pb2.ExecProcessRequest(
             id=id,
             exec_id=exec_id,
@@ -374,6 +377,18 @@ class TaskClient:
 def nanoseconds(timestamp: Timestamp) -> int:
     """Since 1970; 0 for Go's zero time, which lies in the year 1, and for a missing one."""
     return max(0, timestamp.seconds * 1_000_000_000 + timestamp.nanos)
+
+
+def _check_stdio(terminal: bool, stdin: str, stdout: str, stderr: str) -> None:
+    """Refuses what runc's shim trips over: seen with 1.6.20 and 2.4.2, a `file://` stdout without
+    a stderr makes it panic, with all its containers; a FIFO alone makes the create fail.
+    """
+    if terminal or not (stdin or stdout or stderr) or stdout.startswith("binary"):
+        return
+    if not (stdout and stderr):
+        raise errors.InvalidArgument(
+            f"stdio without a terminal: stdout {stdout!r} and stderr {stderr!r} go together"
+        )
 
 
 def _oci(kind: str, document: Mapping[str, Any]) -> any_pb2.Any:
