@@ -50,9 +50,12 @@ class Archive:
             stale.unlink()
         self._apt("install", "--yes", "--download-only", "--no-install-recommends", *packages)
         shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
+        for folder in ("bin", "lib", "lib64", "sbin"):
+            # A merged /usr, whether the packages count on it (Debian 13) or not yet (12).
+            (target / "usr" / folder).mkdir(parents=True)
+            (target / folder).symlink_to(f"usr/{folder}")
         for package in sorted((self._root / "archives").glob("*.deb")):
-            # By tar, since dpkg-deb --extract would replace lib -> usr/lib by a folder.
+            # By tar, since dpkg-deb --extract would put a folder in place of lib -> usr/lib.
             with subprocess.Popen(
                 ["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE
             ) as content:
