@@ -354,6 +354,39 @@ class Containers:
             raise FailedPrecondition(f"container {meta.id}: its shim is gone")
         return shim
 
+    # ---- update
+
+    async def update(
+        self,
+        id_: str,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+        reported: Callable[[], bytes],
+    ) -> None:
+        """Changes a container's limits, in its spec and where it runs in its cgroup as well.
+
+        Args:
+            change: the new OCI spec, given the present one.
+            reported: what `ContainerStatus.resources` is to hold afterwards.
+
+        Raises:
+            NotFound: no such container.
+            FailedPrecondition: it has ended.
+            Error: the runtime refused; nothing is changed then.
+        """
+        await self.recovered.wait()
+        async with self._lock(id_):
+            meta, status = self.table.find(id_)
+            if status.state not in (ContainerState.CREATED, ContainerState.RUNNING):
+                raise FailedPrecondition(f"container {meta.id} is {status.state}")
+            spec = change(await blocking.call(bundles.read_config, Path(meta.bundle)))
+            if status.state is ContainerState.RUNNING:
+                await self._shim(meta).task.update(meta.id, spec["linux"]["resources"])
+            await blocking.call(bundles.write_config, Path(meta.bundle), spec)
+            resources = reported()
+            await self.table.update(
+                meta.id, lambda s: msgspec.structs.replace(s, resources=resources)
+            )
+
     # ---- remove
 
     async def remove(self, id_: str) -> None:

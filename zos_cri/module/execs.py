@@ -7,18 +7,17 @@ import contextlib
 import os
 import secrets
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
 
 from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.module.types import ExecResult
+from zos_cri.shim import bundle as bundles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
@@ -186,7 +185,7 @@ class Execs:
         """
         record = self._containers.running(id_)
         shim = self._containers.shim(id_)
-        spec = await blocking.call(read_spec, record.meta.bundle)
+        spec = await blocking.call(bundles.read_config, Path(record.meta.bundle))
         exec_ = Exec(
             container=record.meta.id,
             directory=self._directory / secrets.token_hex(16),
@@ -271,17 +270,6 @@ class _Capture:
         if not self.eof.done():
             self._loop.remove_reader(self._fd)
             self.eof.set_result(None)
-
-
-def read_spec(bundle: str) -> dict[str, Any]:
-    """The OCI spec in a bundle.
-
-    Raises:
-        FileNotFoundError: the bundle is gone.
-    """
-    with open(f"{bundle}/config.json", "rb") as file:
-        spec: dict[str, Any] = msgspec.json.decode(file.read())
-    return spec
 
 
 def _remove_fifos(directory: Path) -> None:

@@ -1,0 +1,61 @@
+"""`zos-cri serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zos_cri import config, log
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from zos_cri.config import Config
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve CRI and the container module",
+        description="Serves CRI v1 and zos.container.v1 on one unix socket, as root.",
+        epilog="example: zos-cri serve --config /etc/zos-cri/config.toml --log-format json",
+    )
+    parser.add_argument(
+        "--config", type=Path, help=f"configuration file (default: {config.DEFAULT_PATH})"
+    )
+    parser.add_argument("--log-format", choices=log.FORMATS, help="over log.format")
+    parser.add_argument("--log-level", choices=log.LEVELS, help="over log.level")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until it is told to stop."""
+    settings = config.load(arguments.config)
+    log.setup(
+        level=arguments.log_level or settings.log.level,
+        fmt=arguments.log_format or settings.log.format,
+    )
+    # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings))
+    return 0
+
+
+async def _serve(settings: Config) -> None:
+    from zos_cri.app import App  # noqa: PLC0415 gRPC reads its environment when imported
+
+    await App(settings).run()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed (the extra of that name), else asyncio's."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

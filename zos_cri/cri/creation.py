@@ -1,0 +1,300 @@
+"""CreateContainer's work: from CRI's configuration to a module container."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import AsyncExitStack
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from zos_cri.cri import facts
+from zos_cri.cri.views import OWNER, CriContainer
+from zos_cri.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from zos_cri.linux import blocking
+from zos_cri.log import bind, get_log
+from zos_cri.module.types import NewContainer
+from zos_cri.oci import mounts, namespaces, resources, security, signals, users
+from zos_cri.oci.container import ContainerInputs, container_spec
+from zos_cri.store.joins import Joins
+from zos_cri.store.lifecycle import ContainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zos_cri._pb import cri_pb2 as pb
+    from zos_cri.cri.output import Output
+    from zos_cri.cri.sandboxes import Sandboxes
+    from zos_cri.cri.views import Views
+    from zos_cri.images.model import Image
+    from zos_cri.images.store import ImageStore
+    from zos_cri.metrics import Metrics
+    from zos_cri.module.containers import Containers
+    from zos_cri.module.types import ContainerRecord
+    from zos_cri.oci.base import DeviceNode
+    from zos_cri.oci.container import HandlerSettings
+    from zos_cri.oci.host import HostFacts
+    from zos_cri.store.model import ContainerMeta, SandboxMeta
+
+_log = get_log(__name__)
+
+PATH_TIMEOUT: Final = 20.0  # for a look at a path that the pod names; a busy NFS server takes long
+ACCOUNT_FILES: Final = ("etc/passwd", "etc/group")
+
+
+class Creation:
+    """Makes CRI's containers, and gives back what was lent to them when they are removed."""
+
+    def __init__(
+        self,
+        *,
+        containers: Containers,
+        sandboxes: Sandboxes,
+        images: ImageStore,
+        output: Output,
+        views: Views,
+        handlers: Mapping[str, HandlerSettings],
+        host: HostFacts,
+        metrics: Metrics,
+    ) -> None:
+        self._containers = containers
+        self._sandboxes = sandboxes
+        self._images = images
+        self._output = output
+        self._views = views
+        self._handlers = handlers
+        self._host = host
+        self._metrics = metrics
+        self._joins: Joins[str] = Joins()
+        containers.own(OWNER, self)
+
+    def container(self, id_: str) -> ContainerRecord:
+        """CRI's container with this id or unambiguous beginning of one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        record = self._containers.find(id_)
+        if record.meta.owner != OWNER:
+            raise NotFound(f'no container with id "{id_}"')
+        return record
+
+    async def create(self, sandbox_id: str, config: pb.ContainerConfig) -> str:
+        """Makes a container in a pod, or finds the one of the same name and configuration.
+
+        Raises:
+            InvalidArgument: the configuration is wrong.
+            NotFound: no such pod, or no such image.
+            FailedPrecondition: the pod isn't ready.
+            AlreadyExists: the name belongs to another container of the pod.
+            Error: a stage failed; what was made is undone.
+        """
+        await self._containers.recovered.wait()
+        sandbox = self._sandboxes.ready(sandbox_id).meta
+        if not config.metadata.name:
+            raise InvalidArgument("config.metadata.name: is empty")
+        name = f"{config.metadata.name}_{config.metadata.attempt}"
+        encoded = config.SerializeToString(deterministic=True)
+        return await self._joins.run(
+            f"{sandbox.id}/{name}", encoded, lambda: self._create(sandbox, name, config, encoded)
+        )
+
+    async def _create(
+        self, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
+    ) -> str:
+        present = self._containers.table.by_key(f"{sandbox.id}/{name}")
+        if present is not None:
+            if present.status.state is ContainerState.REMOVING:
+                await self._containers.remove(present.meta.id)
+            elif self._views.parts(present)[0].config == encoded:
+                return present.meta.id
+            else:
+                raise AlreadyExists(
+                    f'container "{name}" exists in the pod: {present.meta.id} is'
+                    f" {present.status.state} and has another configuration"
+                )
+        id_ = secrets.token_hex(32)
+        with bind(pod=sandbox.id, container=id_):
+            await self._make(id_, sandbox, name, config, encoded)
+            _log.info("container created", name=name, image=config.image.image)
+        return id_
+
+    async def _make(
+        self, id_: str, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
+    ) -> None:
+        image = await self._image(config)
+        inputs = await self._inputs(id_, sandbox, config, image)
+        handler = self._handlers[sandbox.handler]
+        pod_config = self._views.config(sandbox)
+        log_path = log_file(pod_config.log_directory, config.log_path)
+        async with AsyncExitStack() as undo:
+            with self._metrics.stage("create_container", "rootfs"):
+                rootfs = await self._images.prepare_rootfs(image.id, id_)
+                undo.push_async_callback(self._images.release_rootfs, id_)
+            spec = container_spec(
+                inputs,
+                sandbox=pod_config,
+                config=config,
+                image=image.config,
+                handler=handler,
+                host=self._host,
+            )
+            stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
+            extra = CriContainer(
+                config=encoded,
+                image_id=image.id,
+                image_ref=config.image.image,
+                log_path=log_path,
+                user=users.reported(spec).SerializeToString(),
+                stop_signal=signals.reported(stop_signal),
+            )
+            await self._containers.create(
+                NewContainer(
+                    id=id_,
+                    ns=sandbox.id,
+                    name=name,
+                    group=sandbox.id,
+                    handler=sandbox.handler,
+                    spec=spec,
+                    cgroup=self._cgroup(sandbox, id_, systemd=handler.systemd_cgroup),
+                    rootfs=rootfs,
+                    stdio=self._output.stdio(id_, stdin=config.stdin, terminal=config.tty),
+                    stop_signal=stop_signal,
+                    kill_all=not _private_pid(spec),
+                    owner=OWNER,
+                    extra=msgspec.msgpack.encode(extra),
+                )
+            )
+            undo.pop_all()
+
+    async def _image(self, config: pb.ContainerConfig) -> Image:
+        reference = config.image.image
+        if not reference:
+            raise InvalidArgument("config.image.image: is empty")
+        image = await self._images.status(reference)
+        if image is None:
+            raise NotFound(f'image "{reference}" is not on this host: pull it first')
+        return image
+
+    async def _inputs(
+        self, id_: str, sandbox: SandboxMeta, config: pb.ContainerConfig, image: Image
+    ) -> ContainerInputs:
+        files = self._sandboxes.files(sandbox.id)
+        pod_config = self._views.config(sandbox)
+        context = config.linux.security_context
+        profile = security.localhost_path(context)
+        accounts = await self._images.read_files(
+            image.id, ACCOUNT_FILES, users.MAX_ACCOUNT_FILE + 1
+        )
+        devices: tuple[DeviceNode, ...] = ()
+        if context.privileged:
+            devices = await blocking.call(facts.host_devices)
+        return ContainerInputs(
+            id=id_,
+            sandbox_id=sandbox.id,
+            image_name=config.image.user_specified_image or config.image.image,
+            hostname=(await blocking.call(files.hostname.read_text)).strip(),
+            accounts=users.Accounts(passwd=accounts["etc/passwd"], group=accounts["etc/group"]),
+            namespaces=self._namespaces(sandbox, context.namespace_options),
+            files=mounts.PodFiles(
+                hosts=str(files.hosts),
+                hostname=str(files.hostname),
+                resolv_conf=str(files.resolv_conf),
+                shm=files.shm(pod_config),
+            ),
+            mount_facts=tuple(
+                [await self._look(facts.mount_facts, m, m.host_path) for m in config.mounts]
+            ),
+            device_facts=tuple(
+                [await self._look(facts.device_facts, d, d.host_path) for d in config.devices]
+            ),
+            host_devices=devices,
+            seccomp_localhost=(
+                await self._look(facts.seccomp_file, profile, profile) if profile else None
+            ),
+        )
+
+    async def _look(self, look: Any, what: Any, path: str) -> Any:
+        return await blocking.call_abandonable(look, what, timeout=PATH_TIMEOUT, what=path)
+
+    def _namespaces(
+        self, sandbox: SandboxMeta, options: pb.NamespaceOption
+    ) -> namespaces.NamespacePaths:
+        init = self._containers.get(sandbox.id) if sandbox.shared_pid else None
+        target = ""
+        if options.pid == namespaces.TARGET:
+            record = self.container(options.target_id)
+            if record.meta.ns != sandbox.id:
+                raise InvalidArgument(
+                    f"linux.security_context.namespace_options.target_id: {options.target_id} is"
+                    " a container of another pod"
+                )
+            target = _pid_namespace(self._containers.running(record.meta.id))
+        return namespaces.NamespacePaths(
+            network=sandbox.netns,
+            ipc=sandbox.ipcns,
+            uts=sandbox.utsns,
+            pid=_pid_namespace(init) if init is not None else "",
+            target_pid=target,
+        )
+
+    def _cgroup(self, sandbox: SandboxMeta, id_: str, *, systemd: bool) -> str:
+        """Where the container's cgroup is once the runtime has made it."""
+        path = resources.cgroups_path("linux.cgroup_parent", sandbox.cgroup, id_, systemd=systemd)
+        if not systemd:
+            return path
+        slice_, prefix, name = path.split(":")
+        parent = sandbox.cgroup or f"/{slice_}"
+        return f"{parent}/{prefix}-{name}.scope"
+
+    # ---- Owner: called by Containers
+
+    async def starting(self, record: ContainerRecord) -> None:
+        """Opens the container's streams: the shim would block on FIFOs that nobody reads."""
+        extra, _ = self._views.parts(record)
+        await self._output.attach(record.meta, log_path=extra.log_path)
+
+    async def exited(self, record: ContainerRecord) -> None:
+        """Waits, within bounds, until the log has the container's last line."""
+        await self._output.finish(record.meta.id)
+
+    async def removed(self, meta: ContainerMeta) -> None:
+        await self._output.detach(meta.id)
+        await self._images.release_rootfs(meta.id)
+        self._views.forget(meta.id)
+
+
+def log_file(directory: str, path: str) -> str:
+    """A container's log: `PodSandboxConfig.log_directory` + `ContainerConfig.log_path`.
+
+    Returns:
+        "" where there is to be none.
+
+    Raises:
+        InvalidArgument: the path leads out of the directory.
+    """
+    if not directory or not path:
+        return ""
+    if not os.path.isabs(directory):
+        raise InvalidArgument(f'log_directory: "{directory}" is not an absolute path')
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise InvalidArgument(f'log_path: "{path}" leads out of {directory}')
+    return str(Path(directory, path))
+
+
+def _private_pid(spec: Mapping[str, Any]) -> bool:
+    """Whether the container's init is the first of its pid namespace: with it all others end."""
+    return any(ns["type"] == "pid" and not ns.get("path") for ns in spec["linux"]["namespaces"])
+
+
+def _pid_namespace(record: ContainerRecord) -> str:
+    if not record.status.pid:
+        raise FailedPrecondition(f"container {record.meta.id} is {record.status.state}")
+    return f"/proc/{record.status.pid}/ns/pid"

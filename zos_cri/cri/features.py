@@ -1,0 +1,55 @@
+"""What each runtime handler can do: from its configuration and from its shim's own word."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.oci.container import HandlerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zos_cri.config import Config
+    from zos_cri.shim.launch import Features
+
+
+def handler_features(
+    features: Mapping[str, Features | None],
+) -> dict[str, pb.RuntimeHandlerFeatures]:
+    """The features that Status tells, by handler; a shim that tells nothing has none."""
+    return {
+        name: pb.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=_recursive(found), user_namespaces=_id_mapped(found)
+        )
+        for name, found in features.items()
+    }
+
+
+def handler_settings(
+    config: Config, features: Mapping[str, Features | None]
+) -> dict[str, HandlerSettings]:
+    """What specs depend on, by handler."""
+    return {
+        name: HandlerSettings(
+            oci_version=handler.oci_version,
+            systemd_cgroup=handler.systemd_cgroup,
+            recursive_read_only=_recursive(features[name]),
+            id_mapped_mounts=_id_mapped(features[name]),
+        )
+        for name, handler in config.handlers.items()
+    }
+
+
+def _recursive(features: Features | None) -> bool:
+    """Whether the runtime knows the mount option rro (OCI features: mountOptions)."""
+    options = features.oci.get("mountOptions") if features is not None else None
+    return isinstance(options, list) and "rro" in options
+
+
+def _id_mapped(features: Features | None) -> bool:
+    """Whether the runtime makes id-mapped mounts (OCI features: linux.mountExtensions.idmap)."""
+    found: object = features.oci if features is not None else None
+    for key in ("linux", "mountExtensions", "idmap", "enabled"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found is True

@@ -1,0 +1,39 @@
+"""ListPodSandbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.views import has_labels, sandbox_state
+from zos_cri.store.lifecycle import SandboxState
+
+if TYPE_CHECKING:
+    from zos_cri.cri.services import Services
+    from zos_cri.store.db import Record
+    from zos_cri.store.model import SandboxMeta, SandboxStatus
+
+
+async def list_pod_sandbox(
+    services: Services, request: pb.ListPodSandboxRequest
+) -> pb.ListPodSandboxResponse:
+    """The pods that pass the filter, from memory; one that is being made isn't there yet."""
+    items = [
+        services.views.sandbox(record)
+        for record in services.sandboxes.table
+        if _passes(services, record, request.filter)
+    ]
+    return pb.ListPodSandboxResponse(items=items)
+
+
+def _passes(
+    services: Services,
+    record: Record[SandboxMeta, SandboxStatus],
+    wanted: pb.PodSandboxFilter,
+) -> bool:
+    return (
+        record.status.state is not SandboxState.CREATING
+        and record.meta.id.startswith(wanted.id)
+        and (not wanted.HasField("state") or wanted.state.state == sandbox_state(record.status))
+        and has_labels(services.views.config(record.meta).labels, wanted.label_selector)
+    )

@@ -1,0 +1,48 @@
+"""PodSandboxStatus."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from google.protobuf import json_format
+
+from zos_cri._pb import cri_pb2 as pb
+
+if TYPE_CHECKING:
+    from zos_cri.cri.services import Services
+    from zos_cri.store.db import Record
+    from zos_cri.store.model import SandboxMeta, SandboxStatus
+
+
+async def pod_sandbox_status(
+    services: Services, request: pb.PodSandboxStatusRequest
+) -> pb.PodSandboxStatusResponse:
+    """A pod as it is, from memory.
+
+    Raises:
+        NotFound: there is none.
+    """
+    record = services.sandboxes.find(request.pod_sandbox_id)
+    return pb.PodSandboxStatusResponse(
+        status=services.views.sandbox_status(record),
+        info=_info(services, record) if request.verbose else {},
+        timestamp=time.time_ns(),
+    )
+
+
+def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dict[str, str]:
+    meta = record.meta
+    init = services.containers.get(meta.id)
+    info = {
+        "pid": init.status.pid if init is not None else 0,
+        "processStatus": record.status.state.value,
+        "netNamespaceClosed": record.status.network_released,
+        "runtimeHandler": meta.handler,
+        "namespaces": {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns},
+        "config": json_format.MessageToDict(
+            services.views.config(meta), preserving_proto_field_name=True
+        ),
+    }
+    return {"info": json.dumps(info)}

@@ -1,0 +1,130 @@
+"""What a pod has beside its containers: its files, its /dev/shm, its names for the kernel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.errors import InvalidArgument
+from zos_cri.linux.mount import Mount, mount, unmount_tree
+
+HOST_FILE_LIMIT: Final = 1 << 20  # bytes read of the host's hosts and resolv.conf
+MAX_HOSTNAME: Final = 64  # sethostname(2)
+MAX_SEARCHES: Final = 32  # as Kubernetes validates (MaxDNSSearchPaths)
+MAX_NAMESERVERS: Final = 32  # glibc reads 3; more than this is no resolv.conf
+SHM_OPTIONS: Final = ("nosuid", "nodev", "noexec", "mode=1777", "size=67108864")
+
+
+def namespace_options(config: pb.PodSandboxConfig) -> pb.NamespaceOption:
+    """The pod's namespace options; the defaults are POD for all."""
+    return config.linux.security_context.namespace_options
+
+
+def host_network(config: pb.PodSandboxConfig) -> bool:
+    return namespace_options(config).network == pb.NamespaceMode.NODE
+
+
+def host_ipc(config: pb.PodSandboxConfig) -> bool:
+    return namespace_options(config).ipc == pb.NamespaceMode.NODE
+
+
+def hostname(config: pb.PodSandboxConfig) -> str:
+    """The pod's host name: the host's own on its network, and where none is given.
+
+    Raises:
+        InvalidArgument: it is too long for the kernel.
+    """
+    name = os.uname().nodename if host_network(config) else config.hostname or os.uname().nodename
+    if len(name.encode()) > MAX_HOSTNAME:
+        raise InvalidArgument(f'hostname: "{name}" is longer than {MAX_HOSTNAME} bytes')
+    return name
+
+
+def resolv_conf(dns: pb.DNSConfig) -> str:
+    """The text of resolv.conf(5) for a DNS configuration.
+
+    Raises:
+        InvalidArgument: too many entries, or one that would be more than a word.
+    """
+    for field, values, most in (
+        ("servers", dns.servers, MAX_NAMESERVERS),
+        ("searches", dns.searches, MAX_SEARCHES),
+        ("options", dns.options, MAX_SEARCHES),
+    ):
+        if len(values) > most:
+            raise InvalidArgument(f"dns_config.{field}: {len(values)} entries, at most {most}")
+        for value in values:
+            if not value or value.split() != [value]:
+                raise InvalidArgument(f'dns_config.{field}: "{value}" is not one word')
+    lines = [f"search {' '.join(dns.searches)}"] if dns.searches else []
+    lines += [f"nameserver {server}" for server in dns.servers]
+    lines += [f"options {' '.join(dns.options)}"] if dns.options else []
+    return "".join(f"{line}\n" for line in lines)
+
+
+class PodFiles:
+    """A pod's directory: hosts, hostname, resolv.conf, shm, and the pinned namespaces."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.hosts = directory / "hosts"
+        self.hostname = directory / "hostname"
+        self.resolv_conf = directory / "resolv.conf"
+        self._shm = directory / "shm"
+
+    def shm(self, config: pb.PodSandboxConfig) -> str:
+        """What the pod's containers have as /dev/shm."""
+        return "/dev/shm" if host_ipc(config) else str(self._shm)
+
+    def namespace(self, kind: str) -> str:
+        """Where the namespace of this kind is pinned."""
+        return str(self.directory / kind)
+
+    def create(self, config: pb.PodSandboxConfig) -> None:
+        """Writes the files and mounts /dev/shm. Blocks.
+
+        Raises:
+            InvalidArgument: the configuration can't be written down.
+            OSError: the kernel refused.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        resolver = resolv_conf(config.dns_config)
+        if not config.HasField("dns_config") or not resolver:
+            resolver = _host_file("/etc/resolv.conf")
+        for path, text in (
+            (self.resolv_conf, resolver),
+            (self.hosts, _host_file("/etc/hosts")),
+            (self.hostname, hostname(config) + "\n"),
+        ):
+            path.write_text(text)
+            path.chmod(0o644)
+        if not host_ipc(config):
+            self._shm.mkdir(exist_ok=True, mode=0o1777)
+            mount(Mount(type="tmpfs", source="shm", options=SHM_OPTIONS), str(self._shm))
+
+    def remove(self) -> None:
+        """Unmounts and removes all of it; nothing to do a second time. Blocks.
+
+        Raises:
+            OSError: a mount is busy.
+        """
+        if not self.directory.exists():
+            return
+        # A container's mount namespace may keep the pod's shm a moment longer than its processes.
+        unmount_tree(str(self.directory), lazy=True)
+        for path in sorted(self.directory.iterdir()):
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink()
+        self.directory.rmdir()
+
+
+def _host_file(path: str) -> str:
+    try:
+        with Path(path).open() as file:
+            return file.read(HOST_FILE_LIMIT)
+    except FileNotFoundError:
+        return ""

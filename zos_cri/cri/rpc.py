@@ -1,0 +1,159 @@
+"""What every RPC has in common: its metrics, its log fields, its errors' gRPC codes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import grpc
+from google.protobuf import message_factory
+
+from zos_cri.errors import Unimplemented, grpc_code, one_line
+from zos_cri.log import bind, get_log
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+    from zos_cri.metrics import Metrics
+
+_log = get_log(__name__)
+
+Unary = Callable[[Any], Awaitable[Any]]
+Stream = Callable[[Any], AsyncIterator[Any]]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+# Request fields that say what an RPC is about; they go into every log line of it.
+_ID_FIELDS: Final = {
+    "pod_sandbox_id": "pod",
+    "container_id": "container",
+    "ns": "ns",
+    "id": "container",
+}
+# Errors that say that we, not the caller, are at fault; the others are part of the day's work.
+_OUR_FAULT: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+
+
+class Rpcs:
+    """Turns functions into gRPC services."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def service(
+        self,
+        descriptor: ServiceDescriptor,
+        unary: Mapping[str, Unary],
+        streams: Mapping[str, Stream] | None = None,
+    ) -> grpc.GenericRpcHandler:
+        """A service of which every method is there: those without a function say UNIMPLEMENTED.
+
+        Args:
+            unary: by method name, a function from the request to the response.
+            streams: by method name, a function from the request to the responses one by one.
+        """
+        streams = streams or {}
+        methods = {}
+        for method in descriptor.methods:
+            deserialize = message_factory.GetMessageClass(method.input_type).FromString
+            if method.server_streaming:
+                stream = streams.get(method.name) or _missing_stream(method)
+                methods[method.name] = grpc.unary_stream_rpc_method_handler(
+                    self._stream(method, stream), deserialize, _serialize
+                )
+            else:
+                call = unary.get(method.name) or _missing(method)
+                methods[method.name] = grpc.unary_unary_rpc_method_handler(
+                    self._unary(method, call), deserialize, _serialize
+                )
+        return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def _unary(self, method: MethodDescriptor, call: Unary) -> Callable[[Any, Context], Any]:
+        async def handle(request: Any, context: Context) -> Any:
+            with _Observed(self._metrics, method) as observed, bind(**_fields(method, request)):
+                try:
+                    return await call(request)
+                except Exception as error:
+                    code = observed.failed(error)
+                return await context.abort(code, observed.message)
+
+        return handle
+
+    def _stream(self, method: MethodDescriptor, call: Stream) -> Callable[[Any, Context], Any]:
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+            with _Observed(self._metrics, method) as observed, bind(**_fields(method, request)):
+                try:
+                    async for response in call(request):
+                        yield response
+                    return
+                except Exception as error:
+                    code = observed.failed(error)
+                await context.abort(code, observed.message)
+
+        return handle
+
+
+class _Observed:
+    """One RPC's measurements: in flight while inside, its duration and code afterwards."""
+
+    def __init__(self, metrics: Metrics, method: MethodDescriptor) -> None:
+        self._metrics = metrics
+        self._method = method.name
+        self._begun = time.perf_counter()
+        self._code = "OK"
+        self.message = ""
+
+    def __enter__(self) -> _Observed:
+        self._metrics.rpcs_in_flight.labels(self._method).inc()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, (asyncio.CancelledError, GeneratorExit)):
+            self._code = "CANCELLED"
+        self._metrics.rpcs_in_flight.labels(self._method).dec()
+        seconds = time.perf_counter() - self._begun
+        self._metrics.rpc_duration.labels(self._method, self._code).observe(seconds)
+
+    def failed(self, error: Exception) -> grpc.StatusCode:
+        self._code = grpc_code(error)
+        self.message = one_line(error)
+        if self._code == "UNKNOWN":
+            _log.exception("rpc failed", rpc=self._method, code=self._code, error=self.message)
+        else:
+            write = _log.error if self._code in _OUR_FAULT else _log.info
+            write("rpc failed", rpc=self._method, code=self._code, error=self.message)
+        return grpc.StatusCode[self._code]
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
+    return data
+
+
+def _fields(method: MethodDescriptor, request: Any) -> dict[str, str]:
+    fields = {"rpc": method.name}
+    for name, key in _ID_FIELDS.items():
+        value = getattr(request, name, "")
+        if value:
+            fields[key] = value
+    return fields
+
+
+def _missing(method: MethodDescriptor) -> Unary:
+    async def call(_: Any) -> Any:
+        raise Unimplemented(f"{method.name} is not offered by zos-cri")
+
+    return call
+
+
+def _missing_stream(method: MethodDescriptor) -> Stream:
+    async def call(_: Any) -> AsyncIterator[Any]:
+        nothing: tuple[Any, ...] = ()
+        for item in nothing:  # makes it a generator
+            yield item
+        raise Unimplemented(f"{method.name} is not offered by zos-cri")
+
+    return call

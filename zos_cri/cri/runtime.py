@@ -1,0 +1,77 @@
+"""The tables of RPCs: what isn't in them answers UNIMPLEMENTED with its name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.container_status import container_status
+from zos_cri.cri.create_container import create_container
+from zos_cri.cri.exec_sync import exec_sync
+from zos_cri.cri.image_fs_info import image_fs_info
+from zos_cri.cri.image_status import image_status
+from zos_cri.cri.list_containers import list_containers
+from zos_cri.cri.list_images import list_images
+from zos_cri.cri.list_pod_sandbox import list_pod_sandbox
+from zos_cri.cri.pod_sandbox_status import pod_sandbox_status
+from zos_cri.cri.remove_container import remove_container
+from zos_cri.cri.remove_image import remove_image
+from zos_cri.cri.remove_pod_sandbox import remove_pod_sandbox
+from zos_cri.cri.reopen_container_log import reopen_container_log
+from zos_cri.cri.run_pod_sandbox import run_pod_sandbox
+from zos_cri.cri.runtime_config import runtime_config
+from zos_cri.cri.start_container import start_container
+from zos_cri.cri.status import status
+from zos_cri.cri.stop_container import stop_container
+from zos_cri.cri.stop_pod_sandbox import stop_pod_sandbox
+from zos_cri.cri.update_container_resources import update_container_resources
+from zos_cri.cri.update_runtime_config import update_runtime_config
+from zos_cri.cri.version import version
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    import grpc
+
+    from zos_cri.cri.rpc import Rpcs
+    from zos_cri.cri.services import Services
+
+RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
+    "Version": version,
+    "Status": status,
+    "RuntimeConfig": runtime_config,
+    "UpdateRuntimeConfig": update_runtime_config,
+    "RunPodSandbox": run_pod_sandbox,
+    "StopPodSandbox": stop_pod_sandbox,
+    "RemovePodSandbox": remove_pod_sandbox,
+    "PodSandboxStatus": pod_sandbox_status,
+    "ListPodSandbox": list_pod_sandbox,
+    "CreateContainer": create_container,
+    "StartContainer": start_container,
+    "StopContainer": stop_container,
+    "RemoveContainer": remove_container,
+    "ListContainers": list_containers,
+    "ContainerStatus": container_status,
+    "UpdateContainerResources": update_container_resources,
+    "ReopenContainerLog": reopen_container_log,
+    "ExecSync": exec_sync,
+}
+
+IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
+    "ListImages": list_images,
+    "ImageStatus": image_status,
+    "RemoveImage": remove_image,
+    "ImageFsInfo": image_fs_info,
+}
+
+
+def handlers(services: Services, rpcs: Rpcs) -> list[grpc.GenericRpcHandler]:
+    """CRI's two services."""
+    return [
+        rpcs.service(
+            pb.DESCRIPTOR.services_by_name[name],
+            {method: partial(function, services) for method, function in table.items()},
+        )
+        for name, table in (("RuntimeService", RUNTIME), ("ImageService", IMAGE))
+    ]

@@ -1,0 +1,421 @@
+"""Pod sandboxes: made, stopped, removed, found again.
+
+A sandbox is a record, a directory of pinned namespaces and files, an address from CNI, a shim, and
+for pods that share a pid namespace an init container. `_release` undoes all of these in any state:
+it serves a failed RunPodSandbox, StopPodSandbox, RemovePodSandbox and the recovery alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.pods import PodFiles, hostname
+from zos_cri.errors import (
+    AlreadyExists,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    one_line,
+)
+from zos_cri.linux import blocking, namespaces
+from zos_cri.log import bind, get_log
+from zos_cri.network.pod import PodNetwork
+from zos_cri.oci import sysctls
+from zos_cri.oci.namespaces import pod_plan
+from zos_cri.store.joins import Joins
+from zos_cri.store.lifecycle import SANDBOX, SandboxEvent, SandboxState, advance, allows
+from zos_cri.store.model import SandboxMeta, SandboxStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Mapping, Sequence
+    from pathlib import Path
+
+    from zos_cri.metrics import Metrics
+    from zos_cri.module.containers import Containers
+    from zos_cri.network.cni import Network
+    from zos_cri.shim.handler import Handler
+    from zos_cri.shim.manager import ShimManager
+    from zos_cri.store.db import Record, Table
+
+_log = get_log(__name__)
+
+NAMESPACE_TIMEOUT: Final = 10.0  # under a millisecond; seconds where network namespaces pile up
+SHIM_TIMEOUT: Final = 30.0
+INIT_NAME: Final = "_init"  # of the init container in its pod; no CRI name can begin so
+
+
+class PodInit(Protocol):
+    """Makes the init container of a pod that shares its pid namespace."""
+
+    async def start(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None: ...
+
+
+class Sandboxes:
+    """The pod sandboxes of this host."""
+
+    def __init__(
+        self,
+        *,
+        table: Table[SandboxMeta, SandboxStatus],
+        containers: Containers,
+        shims: ShimManager,
+        handlers: Mapping[str, Handler],
+        default_handler: str,
+        network: Network,
+        init: PodInit,
+        directory: Path,
+        metrics: Metrics,
+    ) -> None:
+        """
+        Args:
+            directory: each sandbox's own is `<directory>/<id>`.
+        """
+        self.table = table
+        self._containers = containers
+        self._shims = shims
+        self._handlers = handlers
+        self._default_handler = default_handler
+        self._network = network
+        self._init = init
+        self._directory = directory
+        self._metrics = metrics
+        self._running: Joins[str] = Joins()
+        self._ending: Joins[None] = Joins()
+
+    def find(self, id_: str) -> Record[SandboxMeta, SandboxStatus]:
+        """The sandbox with this id or unambiguous beginning of one.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self.table.find(id_)
+
+    def ready(self, id_: str) -> Record[SandboxMeta, SandboxStatus]:
+        """The same, where it is ready.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: it isn't ready.
+        """
+        record = self.table.find(id_)
+        if record.status.state is not SandboxState.READY:
+            raise FailedPrecondition(
+                f"pod sandbox {record.meta.id} is {record.status.state}, not ready"
+            )
+        return record
+
+    def files(self, id_: str) -> PodFiles:
+        """The sandbox's directory."""
+        return PodFiles(self._directory / id_)
+
+    # ---- run
+
+    async def run(self, config: pb.PodSandboxConfig, handler: str) -> str:
+        """Makes a pod sandbox, or finds the one of the same name and configuration.
+
+        Raises:
+            InvalidArgument: the configuration is wrong.
+            AlreadyExists: the name belongs to another sandbox.
+            Error: a stage failed; what was made is undone.
+        """
+        await self._containers.recovered.wait()
+        handler = handler or self._default_handler
+        if handler not in self._handlers:
+            raise InvalidArgument(
+                f'runtime_handler: "{handler}" is not configured, only '
+                + ", ".join(sorted(self._handlers))
+            )
+        name = sandbox_name(config.metadata)
+        encoded = config.SerializeToString(deterministic=True)
+        return await self._running.run(
+            name, handler.encode() + encoded, lambda: self._run(name, config, encoded, handler)
+        )
+
+    async def _run(
+        self, name: str, config: pb.PodSandboxConfig, encoded: bytes, handler: str
+    ) -> str:
+        present = self.table.by_key(name)
+        if present is not None and present.status.state is SandboxState.REMOVING:
+            await self.remove(present.meta.id)  # an earlier failure's remains
+            present = None
+        if present is not None:
+            same = present.meta.config == encoded and present.meta.handler == handler
+            if same and present.status.state is SandboxState.READY:
+                return present.meta.id
+            raise AlreadyExists(
+                f'pod sandbox "{name}" exists: {present.meta.id} is {present.status.state}'
+                + ("" if same else " and has another configuration")
+            )
+        meta = self._meta(name, config, encoded, handler)
+        with bind(pod=meta.id):
+            await self._create(meta, config)
+        return meta.id
+
+    def _meta(
+        self, name: str, config: pb.PodSandboxConfig, encoded: bytes, handler: str
+    ) -> SandboxMeta:
+        id_ = secrets.token_hex(32)
+        files = self.files(id_)
+        plan = pod_plan(config)
+        return SandboxMeta(
+            id=id_,
+            name=name,
+            config=encoded,
+            handler=handler,
+            created_at=time.time_ns(),
+            netns=files.namespace("net") if "net" in plan.pinned else "",
+            ipcns=files.namespace("ipc") if "ipc" in plan.pinned else "",
+            utsns=files.namespace("uts") if "uts" in plan.pinned else "",
+            shared_pid=plan.shared_pid,
+            cgroup=config.linux.cgroup_parent,
+        )
+
+    async def _create(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None:
+        parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
+        await self.table.insert(meta, SandboxStatus())
+        try:
+            ips, _, _ = await _all(
+                self._connect(meta, config, parameters),
+                self._timed("files", blocking.call(self.files(meta.id).create, config)),
+                self._timed("shim", self._start_shim(meta)),
+            )
+            if meta.shared_pid:
+                await self._timed("init", self._init.start(meta, config))
+            await self._change(meta.id, SandboxEvent.CREATED, ips=ips)
+        except BaseException as error:
+            _log.warning("pod sandbox failed", error=one_line(error))
+            await asyncio.shield(self._undo(meta))
+            raise
+        _log.info("pod sandbox ready", name=meta.name, ips=",".join(ips or ()))
+
+    async def _connect(
+        self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        pins = {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns}
+        pins = {kind: path for kind, path in pins.items() if path}
+        if pins:
+            with self._metrics.stage("run_pod_sandbox", "netns"):
+                await namespaces.pin(
+                    pins,
+                    hostname=hostname(config) if meta.utsns else None,
+                    sysctls=parameters,
+                    timeout=NAMESPACE_TIMEOUT,
+                )
+        if not meta.netns:
+            return ()
+        with self._metrics.stage("run_pod_sandbox", "cni"):
+            result = await self._network.add(pod_network(meta, config))
+        return result.ips
+
+    async def _start_shim(self, meta: SandboxMeta) -> None:
+        await self._shims.start(meta.id, self._handlers[meta.handler], timeout=SHIM_TIMEOUT)
+
+    async def _timed(self, stage: str, work: Awaitable[object]) -> None:
+        with self._metrics.stage("run_pod_sandbox", stage):
+            await work
+
+    async def _undo(self, meta: SandboxMeta) -> None:
+        """Takes back a sandbox that didn't become ready; its remains stay listed where it fails."""
+        try:
+            await self._change(meta.id, SandboxEvent.CREATE_FAILED)
+            await self._release(meta)
+            await self.table.delete(meta.id)
+        except (Error, OSError) as error:
+            _log.error("pod sandbox not undone", pod=meta.id, error=one_line(error))
+
+    # ---- stop, remove
+
+    async def stop(self, id_: str) -> None:
+        """Ends the pod's containers and releases its network; may be called again at any time.
+
+        Nothing to do where there is no such sandbox (CRI: StopPodSandbox is idempotent).
+
+        Raises:
+            Error: something could not be released; all else was, and a further call tries again.
+        """
+        await self._containers.recovered.wait()
+        try:
+            record = self.table.find(id_)
+        except NotFound:
+            return
+        meta = record.meta
+        if record.status.state is SandboxState.REMOVING:
+            return
+        with bind(pod=meta.id):
+            await self._ending.run(meta.id, b"", lambda: self._stop(meta))
+
+    async def _stop(self, meta: SandboxMeta) -> None:
+        record = self.table.get(meta.id)
+        if record is None or not allows(SANDBOX, record.status.state, SandboxEvent.STOP):
+            return
+        if record.status.state is SandboxState.NOT_READY and record.status.network_released:
+            await self._stop_containers(meta)
+            return
+        await self._change(meta.id, SandboxEvent.STOP)
+        await self._release(meta)
+        await self._change(meta.id, SandboxEvent.STOPPED)
+        _log.info("pod sandbox stopped", name=meta.name)
+
+    async def remove(self, id_: str) -> None:
+        """Stops a sandbox where it isn't, and removes it with its containers.
+
+        Nothing to do where there is no such sandbox (CRI: RemovePodSandbox is idempotent).
+
+        Raises:
+            Error: something could not be released; a further call tries again.
+        """
+        await self._containers.recovered.wait()
+        await self.stop(id_)
+        try:
+            meta = self.table.find(id_).meta
+        except NotFound:
+            return
+        with bind(pod=meta.id):
+            await self._ending.run(meta.id, b"", lambda: self._remove(meta))
+
+    async def _remove(self, meta: SandboxMeta) -> None:
+        if self.table.get(meta.id) is None:
+            return
+        await _all(*(self._containers.remove(id_) for id_ in self.containers(meta.id)))
+        await self._change(meta.id, SandboxEvent.REMOVE)
+        await self._release(meta)
+        await self.table.delete(meta.id)
+        _log.info("pod sandbox removed", name=meta.name)
+
+    def containers(self, id_: str) -> list[str]:
+        """The ids of the pod's containers, its init among them."""
+        return [record.meta.id for record in self._containers if record.meta.ns == id_]
+
+    async def _stop_containers(self, meta: SandboxMeta) -> None:
+        with self._metrics.stage("stop_pod_sandbox", "containers"):
+            ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
+            await _all(*(self._containers.stop(id_, timeout=0) for id_ in ids))
+
+    async def _release(self, meta: SandboxMeta) -> None:
+        """Gives back all that a sandbox holds but its containers' records. Idempotent."""
+        await self._stop_containers(meta)
+        await _all(self._release_shim(meta), self._release_network(meta))
+        with self._metrics.stage("stop_pod_sandbox", "files"):
+            await blocking.call(self.files(meta.id).remove)
+
+    async def _release_shim(self, meta: SandboxMeta) -> None:
+        with self._metrics.stage("stop_pod_sandbox", "shim"):
+            # The shim ends only without tasks: those of exited containers are being deleted.
+            await _all(*(self._containers.exits.settled(i) for i in self.containers(meta.id)))
+            await self._containers.remove(meta.id)  # the init, where there is one
+            await self._shims.stop(meta.id)
+
+    async def _release_network(self, meta: SandboxMeta) -> None:
+        record = self.table.get(meta.id)
+        if record is not None and record.status.network_released:
+            return
+        if meta.netns:
+            config = pb.PodSandboxConfig.FromString(meta.config)
+            pinned = namespaces.is_pinned(meta.netns)
+            with self._metrics.stage("stop_pod_sandbox", "cni"):
+                await self._network.delete(
+                    pod_network(meta, config, netns=meta.netns if pinned else "")
+                )
+        with self._metrics.stage("stop_pod_sandbox", "netns"):
+            for path in (meta.netns, meta.ipcns, meta.utsns):
+                if path:
+                    await namespaces.unpin(path)
+        await self.table.update(
+            meta.id, lambda s: msgspec.structs.replace(s, network_released=True, ips=())
+        )
+
+    # ---- recovery
+
+    async def recover(self) -> None:
+        """Looks after a start at what became of the sandboxes; call it after the containers'."""
+        await asyncio.gather(*(self._recover(record.meta) for record in self.table))
+
+    async def _recover(self, meta: SandboxMeta) -> None:
+        record = self.table.get(meta.id)
+        if record is None:
+            return
+        with bind(pod=meta.id):
+            try:
+                if record.status.state is SandboxState.CREATING:
+                    await self._undo(meta)
+                elif record.status.state is SandboxState.REMOVING:
+                    await self._release(meta)
+                    await self.table.delete(meta.id)
+                elif record.status.state is SandboxState.READY and not self._intact(meta):
+                    _log.warning("pod sandbox lost", name=meta.name)
+                    await self._change(meta.id, SandboxEvent.LOST)
+            except (Error, OSError) as error:
+                _log.error("pod sandbox not recovered", error=one_line(error))
+
+    def _intact(self, meta: SandboxMeta) -> bool:
+        pins = [path for path in (meta.netns, meta.ipcns, meta.utsns) if path]
+        return self._shims.get(meta.id) is not None and all(map(namespaces.is_pinned, pins))
+
+    async def lost(self, id_: str) -> None:
+        """The sandbox's shim is gone: its containers are, so the pod isn't ready."""
+        record = self.table.get(id_)
+        if record is not None and allows(SANDBOX, record.status.state, SandboxEvent.LOST):
+            await self._change(id_, SandboxEvent.LOST)
+
+    async def settle(self) -> None:
+        """Waits for what is under way, at shutdown."""
+        await self._running.settle()
+        await self._ending.settle()
+
+    async def _change(
+        self, id_: str, event: SandboxEvent, *, ips: Sequence[str] | None = None
+    ) -> None:
+        def change(status: SandboxStatus) -> SandboxStatus:
+            try:
+                state = advance(SANDBOX, status.state, event)
+            except FailedPrecondition as error:
+                raise FailedPrecondition(f"pod sandbox {id_}: {error}") from None
+            kept = status.ips if ips is None else tuple(ips)
+            return msgspec.structs.replace(status, state=state, ips=kept)
+
+        await self.table.update(id_, change)
+
+
+def sandbox_name(metadata: pb.PodSandboxMetadata) -> str:
+    """What makes a pod sandbox the same as another one.
+
+    Raises:
+        InvalidArgument: a part of it is missing.
+    """
+    for field in ("name", "namespace", "uid"):
+        if not getattr(metadata, field):
+            raise InvalidArgument(f"config.metadata.{field}: is empty")
+    return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
+
+
+def pod_network(
+    meta: SandboxMeta, config: pb.PodSandboxConfig, *, netns: str | None = None
+) -> PodNetwork:
+    """A pod as CNI is told of it; `netns` is "" where the namespace is gone already."""
+    return PodNetwork(
+        id=meta.id,
+        name=config.metadata.name,
+        namespace=config.metadata.namespace,
+        uid=config.metadata.uid,
+        netns=meta.netns if netns is None else netns,
+        annotations=dict(config.annotations),
+    )
+
+
+async def _all(*work: Awaitable[Any]) -> list[Any]:
+    """The results, once all have ended; the first error where there is one.
+
+    None is cancelled for another's failure: each is bounded, and what it made must be known.
+    """
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return list(results)

@@ -1,0 +1,57 @@
+"""Status."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from zos_cri._pb import cri_pb2 as pb
+
+if TYPE_CHECKING:
+    from zos_cri.cri.services import Services
+
+
+async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResponse:
+    """Whether pods can be run and connected. Answered from memory: no shim or plugin is asked."""
+    network = services.network.status()
+    return pb.StatusResponse(
+        status=pb.RuntimeStatus(
+            conditions=[
+                pb.RuntimeCondition(type="RuntimeReady", status=True),
+                pb.RuntimeCondition(
+                    type="NetworkReady",
+                    status=network.ready,
+                    reason=network.reason,
+                    message=network.message,
+                ),
+            ]
+        ),
+        info=_info(services) if request.verbose else {},
+        runtime_handlers=_handlers(services),
+        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+    )
+
+
+def _handlers(services: Services) -> list[pb.RuntimeHandler]:
+    """Every handler by its name, and the default one by "" as well (CRI: RuntimeHandler.name)."""
+    features = services.features
+    named = [pb.RuntimeHandler(name=name, features=features[name]) for name in sorted(features)]
+    default = services.config.default_handler
+    return [pb.RuntimeHandler(name="", features=features[default]), *named]
+
+
+def _info(services: Services) -> dict[str, str]:
+    network = services.network.status()
+    return {
+        "config": msgspec.json.encode(services.config).decode(),
+        "cniStatus": json.dumps({"ready": network.ready, "message": network.message}),
+        "counts": json.dumps(
+            {
+                "sandboxes": len(services.sandboxes.table),
+                "containers": len(services.containers.table),
+            }
+        ),
+        "recovered": json.dumps(services.containers.recovered.is_set()),
+    }
