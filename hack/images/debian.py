@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from oci import EPOCH
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -130,7 +132,12 @@ def run(*command: str, cwd: Path | None = None, stdin: str = "") -> str:
         check=False,
         text=True,
         timeout=TIMEOUT,
-        env={**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"},
+        env={
+            **os.environ,
+            "DEBIAN_FRONTEND": "noninteractive",
+            "LC_ALL": "C",
+            "SOURCE_DATE_EPOCH": str(EPOCH),  # busybox's banner has the time of its build
+        },
     )
     if result.returncode != 0:
         sys.stderr.write(result.stderr)
