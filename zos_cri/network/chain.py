@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from zos_cri.errors import DataLoss, Error, FailedPrecondition, Internal, ResourceExhausted
-from zos_cri.linux import blocking
+from zos_cri.linux import blocking, namespaces
 from zos_cri.log import get_log
 from zos_cri.network import plugin as plugins_
 from zos_cri.network.conf import ConfDir, ConfError, NetworkConf, NoConf, PluginConf, at_least
@@ -209,9 +208,9 @@ def call_for(command: str, attachment: Attachment, plugin: PluginConf, netns: st
 
 
 def is_netns(path: str) -> bool:
-    """Whether a path is a namespace: all of them lie on one file system of the kernel's."""
+    """Whether there is a network namespace at a path; "" is none."""
     try:
-        return bool(path) and os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
+        return bool(path) and namespaces.kind_of(path) == "net"
     except OSError:
         return False
 
