@@ -79,7 +79,12 @@ class Harness:
             socket_dir=str(self.root / "s"),
             dialects=DialectCache(self.root / "dialects.json"),
         )
-        return ShimManager(bundles=self.root / "bundles", launcher=launcher, on_lost=self._on_lost)
+        return ShimManager(
+            bundles=self.root / "bundles",
+            launcher=launcher,
+            on_lost=self._on_lost,
+            connect_timeout=self.connect_timeout,
+        )
 
     async def restart(self) -> list[Shim | DeadShim]:
         """As a server that was killed and started again: only the files and processes remain."""

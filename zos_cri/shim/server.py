@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import stat
 import struct
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
@@ -27,6 +28,7 @@ _log = get_log(__name__)
 
 # Handlers that run at once for one connection; beyond it we stop reading, and the peer waits.
 MAX_IN_FLIGHT: Final = 128
+_PROBE_TIMEOUT: Final = 1.0  # connecting to a unix socket waits for a full queue only
 _UCRED: Final = struct.Struct("iII")
 
 
@@ -190,21 +192,22 @@ class ServerConnection(asyncio.Protocol):
 
 
 async def _remove_stale(path: str) -> None:
-    """Removes the socket of a server that is gone."""
+    """Removes the socket of a server that is gone, and nothing else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise errors.AlreadyExists(f"{path}: is there and isn't a socket")
+    except FileNotFoundError:
+        return
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(_PROBE_TIMEOUT):
                 await loop.sock_connect(probe, path)
-        except FileNotFoundError:
-            return
-        except (ConnectionRefusedError, TimeoutError, OSError) as error:
-            if not isinstance(error, ConnectionRefusedError):
-                raise errors.AlreadyExists(
-                    f"{path}: can't be replaced by our socket: {errors.one_line(error)}"
-                ) from error
+        except ConnectionRefusedError:
             os.unlink(path)
             return
+        except TimeoutError:
+            pass  # its queue is full, so somebody listens
     raise errors.AlreadyExists(f"{path}: another process listens there")
 
 

@@ -274,11 +274,11 @@ class _Connection:
 
     def _receive_frame(self, frame: Frame) -> Event | None:
         receipt = _receipt(frame)
+        self._check_stream_id(frame, receipt)
         before = self.state(frame.stream_id)
         after = self._receives.get((before, receipt))
         if after is None:
             raise UnexpectedFrame(f"{frame} while its stream is {before.name.lower()}")
-        self._check_stream_id(frame, receipt)
         self._set_state(frame.stream_id, after)
         return self._event(frame, receipt, before)
 
