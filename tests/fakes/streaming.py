@@ -25,9 +25,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import TYPE_CHECKING
 
 from zos_cri.errors import FailedPrecondition, Unavailable
-from zos_cri.streaming.backend import AttachRequest, ExecRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from zos_cri.streaming.backend import AttachRequest, ExecRequest
 
 BULK = 3_000_000
 _BLOCK = bytes(range(256)) * 256
@@ -106,7 +111,7 @@ class FakeProcess:
         script = getattr(self, "_" + cmd[0].replace("-", "_"))
         self._task = asyncio.create_task(self._run(script(*cmd[1:]), keep_open=cmd[0] == "orphan"))
 
-    async def _run(self, script, *, keep_open: bool) -> None:
+    async def _run(self, script: Awaitable[int], *, keep_open: bool) -> None:
         code = await script
         if not keep_open:
             await self.stdout.end()
@@ -258,7 +263,9 @@ class FakeBackend:
     async def attach(self, request: AttachRequest) -> FakeProcess:
         return await self._start(request, self.attached_command)
 
-    async def _start(self, request: ExecRequest | AttachRequest, cmd: tuple[str, ...]):
+    async def _start(
+        self, request: ExecRequest | AttachRequest, cmd: tuple[str, ...]
+    ) -> FakeProcess:
         self.requests.append(request)
         try:
             await self.starts.wait()
@@ -282,10 +289,6 @@ class FakeBackend:
     @property
     def open(self) -> int:
         """What hasn't been closed."""
-        return sum(not made.closed for made in [*self.processes, *self.connections])
-
-    async def aclose(self) -> None:
-        """For tests that use it without a server."""
-        for made in [*self.processes, *self.connections]:
-            if not made.closed:
-                await made.aclose()
+        return sum(not process.closed for process in self.processes) + sum(
+            not connection.closed for connection in self.connections
+        )

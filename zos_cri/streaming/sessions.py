@@ -165,9 +165,9 @@ class Sessions:
             text = f"the request names {len(ports)} ports; 1 to {_MAX_PORTS} can be had"
             raise HttpError(HTTPStatus.BAD_REQUEST, text)
 
-        socket = WebSocket(link, names)
-        response, upgraded = socket.handshake(request.method, request.target, request.headers)
-        if not upgraded:
+        socket = WebSocket(link)
+        response = socket.handshake(request, name)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
             text = bytes(response.body or b"").decode().strip()
             raise HttpError(HTTPStatus(response.status_code), text)
         link.attach(socket)

@@ -6,13 +6,16 @@ The library is imported here and this module on the first WebSocket request: it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+import logging
+import typing
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import OPEN
+from websockets.protocol import OPEN, Protocol, Side
 from websockets.server import ServerProtocol
 
 from zos_cri.log import get_log
@@ -28,14 +31,17 @@ from zos_cri.wire.remotecommand import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from websockets.http11 import Response
-    from websockets.typing import Subprotocol
 
+    from zos_cri.streaming.http import Request as HttpRequest
     from zos_cri.streaming.link import Link, Receiver
 
 _log = get_log(__name__)
+# The library writes a line for every connection; only what goes wrong in it is wanted.
+_library_log = logging.getLogger(__name__ + ".library")
+_library_log.setLevel(logging.WARNING)
 
 # Go's server takes messages up to 32 MiB, and clients in Python and JavaScript send what their
 # caller gave them as one frame.
@@ -45,37 +51,32 @@ MAX_FRAME: Final = 32 * 1024 * 1024
 class WebSocket:
     """A WebSocket on a link: frames in, frames out. It is its link's receiver."""
 
-    def __init__(self, link: Link, subprotocols: Sequence[str]) -> None:
-        """`subprotocols`: those that may be chosen. The client's order decides."""
+    def __init__(self, link: Link) -> None:
         self._link = link
-        self._offered = subprotocols
-        # Messages may be of any length: their fragments are handed on one by one.
-        self._core = ServerProtocol(
-            select_subprotocol=self._select, max_size=(None, MAX_FRAME), extensions=None
-        )
+        # The handshake is done by another object than the frames: one core for both would want to
+        # parse the request's bytes itself. Messages may be of any length: their fragments are
+        # handed on one by one.
+        self._core = Protocol(Side.SERVER, max_size=(None, MAX_FRAME), logger=_library_log)
         self._user: FrameReceiver | None = None
 
-    def handshake(
-        self, method: str, target: str, headers: Iterable[tuple[str, str]]
-    ) -> tuple[Response, bool]:
-        """The answer to a request, and whether it is an upgrade. The caller sends it."""
-        request = Request(target, Headers(headers), method)
-        response = self._core.accept(request)
-        return response, response.status_code == 101
+    def handshake(self, request: HttpRequest, subprotocol: str | None) -> Response:
+        """The answer to a request; an upgrade if its status is 101. `accept` sends it."""
+        # The library isn't shown the subprotocols: it takes only names that are HTTP tokens, and
+        # SPDY/3.1+portforward.k8s.io isn't one.
+        headers = [(k, v) for k, v in request.headers if k != "sec-websocket-protocol"]
+        core = ServerProtocol(logger=_library_log)
+        response = core.accept(Request(request.target, Headers(headers), request.method))
+        if subprotocol is not None and response.status_code == HTTPStatus.SWITCHING_PROTOCOLS:
+            response.headers["Sec-WebSocket-Protocol"] = subprotocol
+        return response
 
     def accept(self, response: Response) -> None:
         """Sends an upgrading answer. `attach` is to follow before any bytes come."""
-        self._core.send_response(response)
-        self._flush()
+        self._link.write(response.serialize())
 
     def attach(self, user: FrameReceiver) -> None:
         """From now on frames go to `user`."""
         self._user = user
-
-    @property
-    def subprotocol(self) -> str:
-        """What was chosen; empty where the client asked for none."""
-        return self._core.subprotocol or ""
 
     async def drain(self) -> None:
         """See `ByteLink.drain`."""
@@ -142,13 +143,8 @@ class WebSocket:
             else:  # the library's way to say that the closing handshake is over
                 self._link.close()
 
-    def _select(
-        self, _protocol: ServerProtocol, offered: Sequence[Subprotocol]
-    ) -> Subprotocol | None:
-        return next((name for name in offered if name in self._offered), None)
 
-
-class FrameReceiver(Protocol):
+class FrameReceiver(typing.Protocol):
     """What a WebSocket hands its messages to."""
 
     def fragment_received(self, data: bytes, *, last: bool) -> None:
