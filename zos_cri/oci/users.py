@@ -200,7 +200,7 @@ def _lines(field: str, path: str, data: bytes | None) -> Iterator[list[str]]:
         return
     if len(data) > MAX_ACCOUNT_FILE:
         raise bad(field, f"the image's {path} is longer than {MAX_ACCOUNT_FILE} bytes")
-    # Only "\n" ends a line: splitlines() would also split at \x0b, \x85 and others within a name.
+    # Only "\n" ends a line, as for libc: splitlines() would take "\r" for an end as well.
     for raw in data.split(b"\n"):
         line = raw.decode("utf-8", "surrogateescape").strip()
         if line and not line.startswith("#"):

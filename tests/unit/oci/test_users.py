@@ -141,9 +141,9 @@ def test_a_user_in_too_many_groups() -> None:
 
 
 def test_only_a_newline_ends_a_line() -> None:
-    # Split at \x0b or U+0085, these would be an account that the file doesn't have.
-    passwd = "evil\x0broot2:x:0:0::/:\nok\x85admin:x:0:0::/:\n".encode()
-    for name in ("root2", "admin"):
+    # Split at any of these, the rest would be an account that the file doesn't have.
+    passwd = "evil\x0broot2:x:0:0::/:\nok\x85admin:x:0:0::/:\nme\rtoor:x:0:0::/:\n".encode()
+    for name in ("root2", "admin", "toor"):
         with pytest.raises(InvalidArgument, match="no user"):
             resolve(Context(run_as_username=name), accounts=Accounts(passwd=passwd))
 
