@@ -34,7 +34,7 @@ def names(directory: Path, number: int = 0) -> list[str]:
 
 
 class TestList:
-    def test_all_of_it(self):
+    def test_all_of_it(self) -> None:
         network = parse_list(
             encoded(
                 cniVersions=["0.4.0", "1.1.0", "9.9.9"],
@@ -83,49 +83,49 @@ class TestList:
             ({"plugins": [{"type": "a", "capabilities": {"x": 1}}]}, "capabilities: Expected"),
         ],
     )
-    def test_errors_name_the_file_and_the_field(self, keys, message):
+    def test_errors_name_the_file_and_the_field(self, keys: Any, message: Any) -> None:
         with pytest.raises(ConfError, match=message) as caught:
             parse_list(encoded(**keys), source="/etc/cni/net.d/10-x.conflist")
         assert str(caught.value).startswith("/etc/cni/net.d/10-x.conflist: ")
 
     @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"a":\xff}', b'{"a":' + b"[" * 99999])
-    def test_what_is_no_json_object(self, data):
+    def test_what_is_no_json_object(self, data: Any) -> None:
         with pytest.raises(ConfError, match="f: not a JSON object"):
             parse_list(data, source="f")
 
     @given(st.binary(max_size=200))
-    def test_no_input_raises_anything_else(self, data):
+    def test_no_input_raises_anything_else(self, data: bytes) -> None:
         for parse in (parse_list, parse_single):
             with pytest.raises(ConfError):
                 parse(data, source="f")
 
-    def test_no_version_at_all_means_the_first(self):
+    def test_no_version_at_all_means_the_first(self) -> None:
         assert parse_list(encoded(cniVersion=None), source="f").versions == ("0.1.0",)
 
-    def test_plugins_keep_their_bytes(self):
+    def test_plugins_keep_their_bytes(self) -> None:
         raw = b'{"type":"x", "big": 123456789012345678901234567890, "f": 1.10, "n":null}'
         data = b'{"name":"net","cniVersion":"1.0.0","plugins":[' + raw + b"]}"
         assert parse_list(data, source="f").plugins[0].raw == raw
 
-    def test_it_can_be_written_down_and_read_again(self):
+    def test_it_can_be_written_down_and_read_again(self) -> None:
         network = parse_list(encoded(disableGC=True, plugins=[{"type": "a", "x": 1}]), source="f")
         again = parse_list(network.to_json("1.0.0"), source="f")
         assert again == network
 
 
 class TestSingle:
-    def test_a_plugin_by_itself(self):
+    def test_a_plugin_by_itself(self) -> None:
         network = parse_single(b'{"cniVersion":"0.3.1","name":"n","type":"ptp"}', source="f")
         assert (network.name, network.versions) == ("n", ("0.3.1",))
         assert [plugin.type for plugin in network.plugins] == ["ptp"]
 
-    def test_a_list_in_it_is_told_where_it_belongs(self):
-        with pytest.raises(ConfError, match="belongs in a .conflist file"):
+    def test_a_list_in_it_is_told_where_it_belongs(self) -> None:
+        with pytest.raises(ConfError, match=r"belongs in a .conflist file"):
             parse_single(encoded(), source="f")
 
 
 class TestDirectory:
-    def test_lexical_order_and_the_first_ones(self, tmp_path):
+    def test_lexical_order_and_the_first_ones(self, tmp_path: Path) -> None:
         write(tmp_path, "20-b.conflist", name="b")
         (tmp_path / "10-a.conf").write_text('{"name":"a","type":"x"}')
         (tmp_path / "15-j.json").write_text('{"name":"j","type":"x"}')
@@ -135,32 +135,32 @@ class TestDirectory:
         assert names(tmp_path, 2) == ["a", "j"]
         assert names(tmp_path, 1) == ["a"]
 
-    def test_none(self, tmp_path):
+    def test_none(self, tmp_path: Path) -> None:
         for directory in (tmp_path, tmp_path / "absent"):
             with pytest.raises(NoConf, match=f"no network configuration in {directory}"):
                 load(str(directory), 1)
 
-    def test_a_broken_file_stops_everything_unless_it_comes_too_late(self, tmp_path):
+    def test_a_broken_file_stops_everything_unless_it_comes_too_late(self, tmp_path: Path) -> None:
         write(tmp_path, "10-a.conflist", name="a")
         (tmp_path / "20-b.conflist").write_text("{")
         assert names(tmp_path, 1) == ["a"]
-        with pytest.raises(ConfError, match="20-b.conflist: not a JSON object"):
+        with pytest.raises(ConfError, match=r"20-b.conflist: not a JSON object"):
             load(str(tmp_path), 2)
 
-    def test_the_same_name_twice(self, tmp_path):
+    def test_the_same_name_twice(self, tmp_path: Path) -> None:
         write(tmp_path, "10-a.conflist")
         write(tmp_path, "20-b.conflist")
         with pytest.raises(ConfError, match=r"20-b.*'net' is the name of .*10-a.conflist too"):
             load(str(tmp_path), 0)
 
-    def test_loopback_alone_is_passed_over(self, tmp_path):
+    def test_loopback_alone_is_passed_over(self, tmp_path: Path) -> None:
         (tmp_path / "00-lo.conf").write_text('{"name":"lo","type":"loopback"}')
         with pytest.raises(NoConf):
             load(str(tmp_path), 1)
         write(tmp_path, "10-a.conflist", plugins=[{"type": "loopback"}, {"type": "bridge"}])
         assert names(tmp_path, 1) == ["net"]
 
-    def test_bounds(self, tmp_path, monkeypatch):
+    def test_bounds(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "10-a.conf").write_bytes(b" " * (conf.MAX_CONF + 1))
         with pytest.raises(ConfError, match="larger than 1048576 bytes"):
             load(str(tmp_path), 1)
@@ -168,16 +168,16 @@ class TestDirectory:
         with pytest.raises(ConfError, match="1 configuration files, at most 0"):
             load(str(tmp_path), 1)
 
-    def test_what_lies_there_never_makes_us_wait(self, tmp_path):
+    def test_what_lies_there_never_makes_us_wait(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "10-a.conf")
-        with pytest.raises(ConfError, match="10-a.conf: not a regular file"):
+        with pytest.raises(ConfError, match=r"10-a.conf: not a regular file"):
             load(str(tmp_path), 1)
         (tmp_path / "10-a.conf").unlink()
         (tmp_path / "10-a.conf").symlink_to(tmp_path / "absent")
-        with pytest.raises(ConfError, match="10-a.conf: No such file"):
+        with pytest.raises(ConfError, match=r"10-a.conf: No such file"):
             load(str(tmp_path), 1)
 
-    def test_folders_of_further_plugins(self, tmp_path):
+    def test_folders_of_further_plugins(self, tmp_path: Path) -> None:
         folder = tmp_path / "net"
         folder.mkdir()
         (folder / "20-b.conf").write_text('{"type":"b"}')
@@ -192,7 +192,7 @@ class TestDirectory:
         assert [plugin.type for plugin in load(str(tmp_path), 1)[0].plugins] == ["bridge"]
         write(tmp_path, path.name)
         (folder / "20-b.conf").write_text('{"x":1}')
-        with pytest.raises(ConfError, match="net/20-b.conf: type: missing"):
+        with pytest.raises(ConfError, match=r"net/20-b.conf: type: missing"):
             load(str(tmp_path), 1)
 
 
@@ -204,13 +204,18 @@ class TestChanges:
             time.sleep(0.002)
 
     @pytest.fixture
-    def loads(self, monkeypatch):
+    def loads(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made: list[str] = []
         real = conf.load
-        monkeypatch.setattr(conf, "load", lambda d, n: made.append(d) or real(d, n))
+
+        def counted(directory: str, number: int) -> Any:
+            made.append(directory)
+            return real(directory, number)
+
+        monkeypatch.setattr(conf, "load", counted)
         return made
 
-    def test_unchanged_files_are_read_once(self, tmp_path, loads):
+    def test_unchanged_files_are_read_once(self, tmp_path: Path, loads: list[str]) -> None:
         write(tmp_path, "10-a.conflist")
         self.settle(tmp_path)
         confs = ConfDir(str(tmp_path), 1)
@@ -218,7 +223,7 @@ class TestChanges:
             assert confs.networks()[0].name == "net"
         assert len(loads) == 1
 
-    def test_a_fresh_file_is_read_again(self, tmp_path, loads):
+    def test_a_fresh_file_is_read_again(self, tmp_path: Path, loads: list[str]) -> None:
         """It may change once more within its time stamp's granularity."""
         confs = ConfDir(str(tmp_path), 1)
         write(tmp_path, "10-a.conflist", name="aa")
@@ -226,7 +231,7 @@ class TestChanges:
         write(tmp_path, "10-a.conflist", name="bb")
         assert confs.networks()[0].name == "bb"
 
-    def test_changes_of_all_kinds(self, tmp_path):
+    def test_changes_of_all_kinds(self, tmp_path: Path) -> None:
         confs = ConfDir(str(tmp_path), 1)
         with pytest.raises(NoConf):
             confs.networks()
@@ -247,7 +252,7 @@ class TestChanges:
         write(tmp_path, "10-a.conflist", name="c")
         assert confs.networks()[0].name == "c"
 
-    def test_a_folder_that_appears_and_changes(self, tmp_path):
+    def test_a_folder_that_appears_and_changes(self, tmp_path: Path) -> None:
         write(tmp_path, "10-net.conflist")
         self.settle(tmp_path)
         confs = ConfDir(str(tmp_path), 1)
@@ -260,7 +265,7 @@ class TestChanges:
         (tmp_path / "net" / "a.conf").unlink()
         assert len(confs.networks()[0].plugins) == 1
 
-    def test_to_look_is_cheap(self, tmp_path):
+    def test_to_look_is_cheap(self, tmp_path: Path) -> None:
         for number in range(10):
             write(tmp_path, f"{number}.conflist", name=f"n{number}")
         self.settle(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -21,11 +23,11 @@ from zos_cri.network.pod import (
 POD = PodNetwork(id="a1", name="nginx", namespace="default", uid="u-1")
 
 
-def changed(**fields):
+def changed(**fields: Any) -> PodNetwork:
     return msgspec.structs.replace(POD, **fields)
 
 
-def test_args():
+def test_args() -> None:
     assert POD.args() == (
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=nginx;"
         "K8S_POD_INFRA_CONTAINER_ID=a1;K8S_POD_UID=u-1"
@@ -53,13 +55,13 @@ def test_args():
         ({"mac": "zz:00:00:00:00:00"}, "mac"),
     ],
 )
-def test_refused(fields, message):
+def test_refused(fields: Any, message: Any) -> None:
     with pytest.raises(InvalidArgument, match=message):
         changed(**fields).check()
 
 
 @given(st.text(max_size=20))
-def test_no_name_speaks_to_a_plugin(name):
+def test_no_name_speaks_to_a_plugin(name: Any) -> None:
     pod = changed(name=name)
     try:
         pod.check()
@@ -70,7 +72,7 @@ def test_no_name_speaks_to_a_plugin(name):
     assert [len(pair) for pair in pairs] == [2] * 5
 
 
-def test_what_is_fine():
+def test_what_is_fine() -> None:
     changed(
         name="",
         ips=("10.0.0.1", "fd00::1/64"),
@@ -80,10 +82,10 @@ def test_what_is_fine():
 
 
 class TestCapabilities:
-    def test_nothing_but_the_annotations(self):
+    def test_nothing_but_the_annotations(self) -> None:
         assert POD.capabilities() == {"io.kubernetes.cri.pod-annotations": {}}
 
-    def test_everything(self):
+    def test_everything(self) -> None:
         pod = changed(
             port_mappings=(
                 PortMapping(80, 8080, "TCP"),
@@ -114,7 +116,7 @@ class TestCapabilities:
             "aliases": ["web"],
         }
 
-    def test_no_port_but_zero(self):
+    def test_no_port_but_zero(self) -> None:
         pod = changed(port_mappings=(PortMapping(80, 0),))
         assert "portMappings" not in pod.capabilities()
 
@@ -122,7 +124,7 @@ class TestCapabilities:
 class TestBandwidth:
     IN, OUT = "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"
 
-    def test_of_annotations(self):
+    def test_of_annotations(self) -> None:
         assert bandwidth_of({}) is None
         assert bandwidth_of({self.IN: "10M"}) == Bandwidth(ingress_rate=10_000_000)
         assert bandwidth_of({self.IN: "1k", self.OUT: "1P"}) == Bandwidth(
@@ -130,8 +132,8 @@ class TestBandwidth:
         )
 
     @pytest.mark.parametrize("text", ["999", "2P", "x", "", "-10M", "0", "1e999", "1" * 65])
-    def test_refused(self, text):
-        with pytest.raises(InvalidArgument, match="annotation kubernetes.io/egress-bandwidth"):
+    def test_refused(self, text: Any) -> None:
+        with pytest.raises(InvalidArgument, match=r"annotation kubernetes.io/egress-bandwidth"):
             bandwidth_of({self.OUT: text})
 
     @pytest.mark.parametrize(
@@ -152,5 +154,5 @@ class TestBandwidth:
             ("+5", 5),
         ],
     )
-    def test_quantities(self, text, value):
+    def test_quantities(self, text: Any, value: Any) -> None:
         assert quantity(text) == value

@@ -25,7 +25,7 @@ HOST, POD, OTHER = (
 
 
 class TestVersions:
-    def test_1_1(self):
+    def test_1_1(self) -> None:
         found = result(
             {"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 1},
             interfaces=[HOST, POD],
@@ -41,7 +41,7 @@ class TestVersions:
         assert found.routes == (Route("0.0.0.0/0"), Route("10.1.0.0/16", "10.0.0.9"))
         assert found.dns == Dns(("10.0.0.1",), "x", ("y",), ("z",))
 
-    def test_0_3_and_0_4_with_their_version_field(self):
+    def test_0_3_and_0_4_with_their_version_field(self) -> None:
         found = result(
             {"version": "4", "address": "10.0.0.2/24", "interface": 0},
             interfaces=[POD],
@@ -49,7 +49,7 @@ class TestVersions:
         )
         assert found.addresses == (Address("10.0.0.2/24"),)
 
-    def test_0_1_and_0_2(self):
+    def test_0_1_and_0_2(self) -> None:
         found = parse(
             b'{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.2/24","gateway":"10.0.0.1",'
             b'"routes":[{"dst":"0.0.0.0/0"}]},"ip6":{"ip":"fd00::2/64"},"dns":{}}',
@@ -58,7 +58,7 @@ class TestVersions:
         assert merge([found]).ips == ("10.0.0.2", "fd00::2")
         assert found.routes == (Route("0.0.0.0/0"),)
 
-    def test_nulls_stand_for_nothing(self):
+    def test_nulls_stand_for_nothing(self) -> None:
         found = parse(
             b'{"interfaces":null,"ips":null,"routes":null,"dns":{"search":null}}', ifname="eth0"
         )
@@ -66,7 +66,7 @@ class TestVersions:
 
 
 class TestWhose:
-    def test_only_the_asked_interface_counts(self):
+    def test_only_the_asked_interface_counts(self) -> None:
         found = result(
             {"address": "10.0.0.1/24", "interface": 0},
             {"address": "10.5.0.2/24", "interface": 2},
@@ -80,12 +80,12 @@ class TestWhose:
             "10.5.0.2",
         ]
 
-    def test_without_an_interface_they_are_the_pods(self):
+    def test_without_an_interface_they_are_the_pods(self) -> None:
         assert merge([result({"address": "10.0.0.2/24"})]).ips == ("10.0.0.2",)
         found = result({"address": "10.0.0.2/24"}, interfaces=[HOST])
         assert merge([found]).ips == ("10.0.0.2",)
 
-    def test_a_host_interface_of_the_same_name(self):
+    def test_a_host_interface_of_the_same_name(self) -> None:
         found = result(
             {"address": "10.0.0.1/24", "interface": 0},
             {"address": "10.0.0.2/24", "interface": 1},
@@ -93,7 +93,7 @@ class TestWhose:
         )
         assert merge([found]).ips == ("10.0.0.2",)
 
-    def test_of_several_networks_the_firsts(self):
+    def test_of_several_networks_the_firsts(self) -> None:
         first = result({"address": "10.0.0.2/24", "interface": 0}, interfaces=[POD])
         second = result({"address": "10.7.0.2/24"}, ifname="eth1", dns={"nameservers": ["1.1.1.1"]})
         found = merge([first, second])
@@ -110,7 +110,7 @@ class TestWhose:
             ("cni", ("fd00::2", "10.0.0.2", "10.0.0.3")),
         ],
     )
-    def test_the_primary_one(self, preference, ips):
+    def test_the_primary_one(self, preference: Any, ips: Any) -> None:
         both = result(
             {"address": "fd00::2/64"},
             {"address": "10.0.0.2/24"},
@@ -119,7 +119,7 @@ class TestWhose:
         )
         assert merge([both], preference=preference).ips == ips
 
-    def test_one_family_only(self):
+    def test_one_family_only(self) -> None:
         found = merge([result({"address": "fd00::2/64"})], preference="ipv4")
         assert found.ips == ("fd00::2",)
         assert merge([result()]).ips == ()
@@ -141,17 +141,17 @@ class TestRefused:
             (b'{"ips":[{"address":"10.0.0.3/24","interface":-1}]}', r"interface: -1"),
         ],
     )
-    def test_with_the_field(self, data, message):
+    def test_with_the_field(self, data: Any, message: Any) -> None:
         with pytest.raises(BadResult, match=message):
             parse(data, ifname="eth0")
 
     @given(st.binary(max_size=100))
-    def test_nothing_else_is_raised(self, data):
+    def test_nothing_else_is_raised(self, data: Any) -> None:
         with pytest.raises(BadResult):
             parse(b"{" + data, ifname="eth0")
 
 
-def test_info_has_the_form_that_people_know():
+def test_info_has_the_form_that_people_know() -> None:
     found = merge([result({"address": "10.0.0.2/24", "gateway": "10.0.0.1"}, interfaces=[HOST])])
     info = json.loads(json.dumps(found.info()))
     assert info["Interfaces"]["eth0"]["IPConfigs"] == [{"IP": "10.0.0.2", "Gateway": "10.0.0.1"}]
