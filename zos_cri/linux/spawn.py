@@ -29,7 +29,9 @@ from zos_cri.linux.pidfd import PidFd, start_time
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Completed", "PidFd", "Process", "run", "start", "start_time"]
+__all__ = ["Completed", "PidFd", "Process", "open_pid", "run", "start", "start_time"]
+
+open_pid = PidFd.open
 
 # What any of our short programs (shims, CNI plugins, runc) has reason to say.
 MAX_OUTPUT: Final = 1 << 20

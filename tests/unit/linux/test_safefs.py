@@ -135,7 +135,7 @@ def test_directories_are_made_through_links_but_never_outside(root):
 
 def test_a_dangling_link_or_a_file_in_the_way(root):
     (root / "dangling").symlink_to("/nowhere")
-    with pytest.raises(OSError, match="Not a directory|symbolic links|File exists"):
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links|File exists"):
         mkdirs_in_root(str(root), "dangling/x")
     with pytest.raises(NotADirectoryError):
         mkdirs_in_root(str(root), "etc/passwd/x")
