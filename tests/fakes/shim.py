@@ -144,12 +144,17 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def install(directory: Path, behaviour: Behaviour | None = None) -> Path:
-    """Makes `containerd-shim-fake-v2` in a directory (which is made); call again to change it."""
+    """Makes `containerd-shim-fake-v2` in a directory (which is made).
+
+    Called again, it changes the behaviour only: the file stays as it is.
+    """
     directory.mkdir(exist_ok=True)
     settings = directory / "behaviour.json"
     settings.write_bytes(msgspec.json.encode(behaviour or Behaviour()))
     path = directory / "containerd-shim-fake-v2"
     root = Path(__file__).parents[2]
+    if path.exists():
+        return path
     path.write_text(
         f"#!/bin/sh\nexport FAKE_SHIM={settings} PYTHONPATH={root}\n"
         f'exec {sys.executable} -m tests.fakes.shim "$@"\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -76,13 +76,13 @@ async def test_an_exec_with_its_output_over_fifos(harness: Harness) -> None:
     container = await harness.create(shim, ["sleep", "100"])
     await shim.task.start(container)
     with Fifos(harness.root) as fifos:
-        process = {
+        process: dict[str, Any] = {
             "args": ["sh", "-c", "cat; echo wrong >&2; exit 3"],
             "cwd": "/",
             "env": ["PATH=/bin"],
             "user": {"uid": 0, "gid": 0},
         }
-        await shim.task.exec(container, "e1", process, **fifos.paths)
+        await shim.task.exec(container, "e1", process, **fifos.stdio())
         with pytest.raises(errors.AlreadyExists):
             await shim.task.exec(container, "e1", process)
         pid = await shim.task.start(container, "e1")
@@ -101,7 +101,7 @@ async def test_an_exec_with_its_output_over_fifos(harness: Harness) -> None:
 async def test_a_terminal_is_resized(harness: Harness) -> None:
     shim = await harness.manager.start(harness.new_group(), harness.handler)
     with Fifos(harness.root) as fifos:
-        paths = {key: fifos.paths[key] for key in ("stdin", "stdout")}
+        paths = fifos.stdio("stdin", "stdout")
         args = ["sh", "-c", "read line; stty size"]
         (harness.rootfs / "bin" / "stty").symlink_to("busybox")
         container = await harness.create(shim, args, terminal=True, **paths)
@@ -203,6 +203,10 @@ class Fifos:
             # the write end of stdin can't be opened before its reader is there, except so
             mode = os.O_RDWR if name == "stdin" else os.O_RDONLY
             self.fds[name] = os.open(path, mode | os.O_NONBLOCK)
+
+    def stdio(self, *names: str) -> dict[str, Any]:
+        """Arguments of create and exec; all three by default."""
+        return {name: self.paths[name] for name in names or self.paths}
 
     def read(self, name: str) -> bytes:
         return os.read(self.fds[name], 65536)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from tests.fakes.shim import until
 from tests.integration.shim_harness import RUNTIMES, Harness, shim_processes
 from zos_cri import errors
 from zos_cri.linux.mount import mounts_below
@@ -56,17 +57,17 @@ async def test_a_container_runs_on_through_a_restart(harness: Harness) -> None:
 
 
 async def test_an_exit_while_away_is_told(harness: Harness) -> None:
-    shim, container, pid = await running(harness)
+    _, container, pid = await running(harness)
     await harness.manager.close()
     process = PidFd.open(pid)
     assert process is not None
     with process:
         os.kill(pid, signal.SIGKILL)
         await process.wait(10)
-    (shim,) = await harness.restart()
-    assert isinstance(shim, Shim)
-    assert (await shim.task.wait(container, timeout=10)).status == 137
-    assert (await shim.task.delete(container)).exited_at_ns > 0
+    (found,) = await harness.restart()
+    assert isinstance(found, Shim)
+    assert (await found.task.wait(container, timeout=10)).status == 137
+    assert (await found.task.delete(container)).exited_at_ns > 0
 
 
 async def test_two_groups_are_recovered_and_the_unwanted_one_stopped(harness: Harness) -> None:
@@ -186,9 +187,7 @@ async def test_the_shim_s_log_is_drained_again_after_a_restart(
     caplog.clear()
     caplog.set_level("DEBUG")
     os.kill(shim.pid, signal.SIGUSR1)  # a shim writes its goroutines' stacks then
-    async with asyncio.timeout(10):
-        while not any("goroutine" in str(getattr(r, "fields", "")) for r in caplog.records):
-            await asyncio.sleep(0.01)
+    await until(lambda: any("goroutine" in str(getattr(r, "fields", "")) for r in caplog.records))
 
 
 async def test_a_pid_given_to_another_process_is_no_shim(harness: Harness) -> None:
@@ -205,9 +204,10 @@ async def test_a_pid_given_to_another_process_is_no_shim(harness: Harness) -> No
 async def suspend(pid: int) -> None:
     """SIGSTOP, and wait until every thread has stopped."""
     os.kill(pid, signal.SIGSTOP)
-    async with asyncio.timeout(10):
-        while any(_state(f"{pid}/task/{task}") != "T" for task in os.listdir(f"/proc/{pid}/task")):
-            await asyncio.sleep(0)
+    threads = f"/proc/{pid}/task"
+    await until(
+        lambda: all(_state(f"{pid}/task/{thread}") == "T" for thread in os.listdir(threads))
+    )
 
 
 def _state(process: int | str) -> str:

@@ -260,12 +260,13 @@ class Launcher:
         except DecodeError:
             return None
 
-    async def kill(self, group: str, bundle: Path) -> None:
-        """Kills whatever shim of that group runs in that bundle, and removes its socket."""
+    async def kill(self, group: str, bundle: Path, address: str = "") -> None:
+        """Kills whatever shim of that group runs in that bundle, and removes its socket, also the
+        one at its address where that is known."""
         killed = await blocking.call(processes.kill_of_bundle, bundle, group)
         if killed:
             _log.warning("left over shim killed", group=group, pids=killed)
-        await blocking.call(self.remove_sockets, group, bundle)
+        await blocking.call(self.remove_sockets, group, bundle, address)
 
     def remove_sockets(self, group: str, bundle: Path, address: str = "") -> None:
         """Removes what a dead shim left: the socket at its address, and those it may have made.

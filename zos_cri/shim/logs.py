@@ -23,7 +23,7 @@ _log = get_log(__name__)
 MAX_LINE: Final = 8192
 _CHUNK: Final = 65536  # what a pipe holds
 # logrus' text format: time="…" level=info msg="…" further=fields
-_FIELDS: Final = re.compile(r'(time|level|msg)=("(?:[^"\\]|\\.)*"|\S*) ?')
+_FIELDS: Final = re.compile(r'(?<!\S)(time|level|msg)=("(?:[^"\\]|\\.)*"|\S*) ?')
 _LEVELS: Final = {
     "panic": "error",
     "fatal": "error",

@@ -12,10 +12,10 @@ What holds at every instant:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -53,7 +53,7 @@ STOP_GRACE: Final = 3.0
 # One that was killed is gone at once, unless it hangs in the kernel.
 KILL_GRACE: Final = 5.0
 # `delete`s at once: each runs the shim's binary and the OCI runtime.
-MAX_DELETES: Final = 4
+MAX_DELETES: Final = 8
 UNKNOWN_EXIT: Final = 255  # a container whose end nobody saw
 
 
@@ -102,10 +102,9 @@ class Shim:
 
     def kill(self) -> None:
         """SIGKILL to this very process. Its containers live on without it."""
-        try:
-            self._pidfd.send_signal(signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self._pidfd.send_signal(signal.SIGKILL)
 
     async def close(self) -> None:
         """Lets go of it; the process isn't touched."""
@@ -123,8 +122,9 @@ class DeadShim(msgspec.Struct, frozen=True):
 
     Attributes:
         pid: 0 for one that was about to be started when we were killed.
-        exits: of its containers, by id. What the shim noted down, else 137; 255 where `delete`
-            failed.
+        exits: of every container that has a bundle, by id, also of those that had ended or were
+            never created: keep what you know better. From the shim's notes where it made any (2.3
+            and later), else 137; 255 where `delete` failed.
         failures: of those `delete`s, by container id; the next `stop` of the group tries again.
     """
 
@@ -225,13 +225,13 @@ class ShimManager:
         options = handler.task_options()
         binary = await blocking.call(find_binary_at, handler.shim, self._binary_path)
         record = Record(group=group, handler=handler, binary=binary)
-        async with AsyncExitStack() as undo:
+        async with contextlib.AsyncExitStack() as undo:
             path, created = await blocking.call(self._intend, record)
             undo.push_async_callback(self._withdraw, path, created)
             log = LogPump(path / bundle.LOG, group=group)
             undo.callback(log.close)
             result = await self._launcher.start(group, path, binary, options)
-            undo.push_async_callback(self._launcher.kill, group, path)
+            undo.push_async_callback(self._launcher.kill, group, path, result.address)
             shim = await self._adopt(record, path, log, result)
             undo.pop_all()
         self._watch(shim)
@@ -258,7 +258,7 @@ class ShimManager:
             record, address=result.address, protocol=result.protocol, version=result.version
         )
         connection, task = _client(record, self._namespace)
-        async with AsyncExitStack() as undo:
+        async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(connection.close)
             connected = await task.connect(record.group, timeout=self._connect_timeout)
             pidfd, started = await blocking.call(_prove, connected.shim_pid, path, record)
