@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 async def until(condition: Callable[[], object], timeout: float = 10) -> None:
     """Waits until a condition holds that something else on the loop, or a process, brings about."""
     async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        while not condition():
             await asyncio.sleep(0.001)
 
 
