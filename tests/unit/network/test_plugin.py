@@ -203,7 +203,7 @@ class TestFailure:
         assert grpc_code(info.value) == "DEADLINE_EXCEEDED"
         (seen,) = fake.calls()
         async with asyncio.timeout(10):
-            while living(seen.pid):  # noqa: ASYNC110 - nobody tells
+            while living(seen.pid):
                 await asyncio.sleep(0.01)
 
     async def test_the_operations_deadline_counts_too(self, fake: FakeCni) -> None:
