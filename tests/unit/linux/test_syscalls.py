@@ -6,19 +6,23 @@ import errno
 import os
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
 from zos_cri.linux import syscalls
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 root = pytest.mark.root
 
 
-def in_thread(body):
+def in_thread(body: Callable[[], object]) -> object:
     """The result of `body()` in a thread that ends afterwards."""
-    outcome = []
+    outcome: list[object] = []
 
-    def run():
+    def run() -> None:
         try:
             outcome.append(body())
         except OSError as error:
@@ -39,7 +43,7 @@ def test_errors_are_of_the_class_that_fits_and_name_the_path(tmp_path):
         lambda: syscalls.open_tree(syscalls.AT_FDCWD, gone, 0),
         lambda: syscalls.umount2(gone),
         lambda: syscalls.mount("none", gone, "tmpfs", 0),
-        lambda: syscalls.mount_setattr(syscalls.AT_FDCWD, gone, 0),
+        lambda: syscalls.mount_setattr(syscalls.AT_FDCWD, gone, 0, attr_set=1),
     ):
         with pytest.raises(OSError, match="gone") as caught_each:
             call()
