@@ -318,7 +318,7 @@ async def test_a_pin_that_nobody_waits_for_undoes_itself(pins, monkeypatch, how)
         await task
     release.set()
     deadline = time.monotonic() + 10
-    while blocking.left_behind() and time.monotonic() < deadline:  # noqa: ASYNC110
+    while blocking.left_behind() and time.monotonic() < deadline:
         await asyncio.sleep(0.005)
     assert nothing_below(pins)
 

@@ -178,6 +178,16 @@ def test_no_linger_loses_nothing_the_program_wrote(loop_run, tmp_path):
     assert len(done.stdout) == 60000
 
 
+def test_an_end_that_is_seen_before_the_output_loses_nothing(loop_run, monkeypatch):
+    monkeypatch.setattr(spawn._Reader, "begin", lambda _self: None)  # the loop had no time to read
+
+    async def main():
+        return await spawn.run(["sh", "-c", "echo out; echo err >&2"], timeout=10, linger=0)
+
+    done = loop_run(main)
+    assert (done.stdout, done.stderr, done.held_open) == (b"out\n", b"err\n", False)
+
+
 def test_directory_environment_and_descriptors(loop_run, tmp_path):
     inheritable = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(inheritable, True)  # as a C library may leave one
