@@ -1,0 +1,168 @@
+"""The logger process: its arguments, its lock, its start and stop.
+
+There is one for a socket path: it holds a lock on `<socket>.lock`, and a second one ends at once
+and says so. SIGTERM ends it in order; what it served waits in the FIFOs for its successor, as it
+does after a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zos_cri import log
+from zos_cri.stdio.control import Control, listen
+from zos_cri.stdio.logger import Logger
+from zos_cri.stdio.loop import Loop
+from zos_cri.stdio.state import StateDir
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_log = log.get_log(__name__)
+
+EXIT_RUNNING: Final = 3  # another logger has the socket
+_READY: Final = b"+"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the logger; returns its exit code."""
+    options = _arguments(argv)
+    log.setup(level=options.log_level, fmt=options.log_format)
+    os.umask(0o022)
+    ready = -1
+    if options.daemon:
+        ready = _daemonize()
+        if ready < 0:
+            return -ready - 1
+    lock = _lock(options.socket + ".lock")
+    if lock is None:
+        sys.stderr.write(f"zos-cri logger: another one serves {options.socket}\n")
+        return EXIT_RUNNING
+    try:
+        return _serve(options, ready)
+    finally:
+        os.close(lock)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="zos-cri logger", description="Writes containers' output to their CRI log files."
+    )
+    path = os.path.abspath
+    parser.add_argument(
+        "--socket", type=path, default="/run/zos-cri/logger.sock", help="control socket"
+    )
+    parser.add_argument(
+        "--state-dir", type=path, default="/run/zos-cri/logger", help="what it serves; on tmpfs"
+    )
+    parser.add_argument("--log-level", choices=log.LEVELS, default="info")
+    parser.add_argument("--log-format", choices=log.FORMATS, default="text")
+    parser.add_argument(
+        "--log-file", type=path, help="where its own log goes to; standard error by default"
+    )
+    parser.add_argument(
+        "--daemon",
+        action="store_true",
+        help="go on in a session of its own; return when it serves",
+    )
+    return parser.parse_args(argv)
+
+
+def _serve(options: argparse.Namespace, ready: int) -> int:
+    _raise_descriptor_limit()
+    with contextlib.ExitStack() as stack:
+        loop = Loop()
+        stack.callback(loop.close)
+        logger = Logger(loop=loop, state=StateDir(Path(options.state_dir)))
+        stack.callback(logger.close)
+        _stop_on_signals(logger, loop, stack)
+        logger.take_over()
+        control = Control(listen(options.socket), logger=logger, loop=loop)
+        stack.callback(control.close)
+        if ready >= 0:
+            os.write(ready, _READY)
+            os.close(ready)
+            _let_go_of_stdio(options.log_file)
+        logger.run()
+        _log.info("logger ends")
+    return 0
+
+
+def _daemonize() -> int:
+    """In the child, the descriptor that tells the parent it serves; in the parent, -1 - its code.
+
+    The process has one thread and nothing open, so fork is safe here.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os.setsid()
+        return writer
+    os.close(writer)
+    if os.read(reader, 1) == _READY:
+        return -1
+    _, status = os.waitpid(child, 0)
+    return -1 - (abs(os.waitstatus_to_exitcode(status)) or 1)
+
+
+def _let_go_of_stdio(log_file: str) -> None:
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    target = null
+    if log_file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        target = os.open(log_file, flags, 0o640)
+    for fd, source in ((0, null), (1, target), (2, target)):
+        os.dup2(source, fd)
+    for fd in {null, target}:
+        os.close(fd)
+
+
+def _lock(path: str) -> int | None:
+    """The descriptor that holds the lock; None where another process does.
+
+    The file stays: removing it would let two processes lock two files of one name.
+    """
+    os.makedirs(os.path.dirname(path) or ".", mode=0o711, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _stop_on_signals(logger: Logger, loop: Loop, stack: contextlib.ExitStack) -> None:
+    # A signal's Python handler can't end epoll_wait (PEP 475); a byte in this socket can.
+    reader, writer = socket.socketpair()
+    for end in (reader, writer):
+        end.setblocking(False)
+        stack.callback(end.close)
+
+    def stop(_events: int) -> None:
+        logger.stopping = True
+
+    loop.register(reader.fileno(), select.EPOLLIN, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    stack.callback(signal.set_wakeup_fd, -1)
+
+
+def _raise_descriptor_limit() -> None:
+    """Three descriptors a container."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
