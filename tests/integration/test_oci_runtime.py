@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import uuid
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from zos_cri._pb import cri_pb2
+from zos_cri.linux.namespaces import IdMap, pin_user, unpin
 from zos_cri.oci import base, container, mounts, namespaces, process, sandbox, users
 from zos_cri.oci.host import CAPABILITIES, RLIM_INFINITY, HostFacts, Spec
 from zos_cri.oci.module import ModuleContainer, ModuleMount, module_spec
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
 TIMEOUT = 60.0
+# Built by hack/tools: user namespaces with id-mapped mounts need runc 1.2.
+RUNC = Path(__file__).parents[2] / ".cache" / "tools" / "bin" / "runc"
+Paths = namespaces.NamespacePaths
 APPLETS = [
     "sh",
     "cat",
@@ -53,10 +58,10 @@ class Bundle(NamedTuple):
     state: Path
     id: str
 
-    def run(self, spec: Spec, check: bool = True) -> str:
+    def run(self, spec: Spec, check: bool = True, runc: str = "runc") -> str:
         """Runs the container to its end; its output, errors among it."""
         (self.path / "config.json").write_text(json.dumps(spec))
-        argv = ["runc", "--root", str(self.state), "run", "-b", str(self.path), self.id]
+        argv = [runc, "--root", str(self.state), "run", "-b", str(self.path), self.id]
         done = subprocess.run(
             argv,
             stdin=subprocess.DEVNULL,
@@ -71,8 +76,16 @@ class Bundle(NamedTuple):
 
 
 @pytest.fixture
-def bundle(tmp_path: Path) -> Iterator[Bundle]:
-    made = Bundle(tmp_path / "bundle", tmp_path / "runc", f"zos-oci-{uuid.uuid4().hex[:12]}")
+def bundle() -> Iterator[Bundle]:
+    # Not in tmp_path: root of a user namespace can't go through that, which is root's own.
+    with tempfile.TemporaryDirectory(prefix="zos-oci-") as directory:
+        top = Path(directory)
+        top.chmod(0o755)
+        yield from made_in(top)
+
+
+def made_in(top: Path) -> Iterator[Bundle]:
+    made = Bundle(top / "bundle", top / "runc", f"zos-oci-{uuid.uuid4().hex[:12]}")
     binaries = made.path / "rootfs" / "bin"
     binaries.mkdir(parents=True)
     for name in ("etc", "tmp", "proc", "sys", "dev"):
@@ -120,7 +133,7 @@ def facts() -> HostFacts:
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> Iterator[namespaces.NamespacePaths]:
+def paths(tmp_path: Path) -> Iterator[Paths]:
     """A pod's pinned namespaces."""
     files = {kind: tmp_path / f"ns-{kind}" for kind in ("net", "ipc", "uts")}
     for file in files.values():
@@ -128,15 +141,13 @@ def paths(tmp_path: Path) -> Iterator[namespaces.NamespacePaths]:
     argv = ["unshare", *(f"--{kind}={file}" for kind, file in files.items()), "true"]
     try:
         subprocess.run(argv, check=True, timeout=TIMEOUT)
-        yield namespaces.NamespacePaths(
-            network=str(files["net"]), ipc=str(files["ipc"]), uts=str(files["uts"])
-        )
+        yield Paths(network=str(files["net"]), ipc=str(files["ipc"]), uts=str(files["uts"]))
     finally:
         for file in files.values():
             subprocess.run(["umount", str(file)], check=False, timeout=TIMEOUT)
 
 
-def module(bundle: Bundle, paths: namespaces.NamespacePaths, script: str, **kw: Any):
+def module(bundle: Bundle, paths: Paths, script: str, **kw: Any) -> ModuleContainer:
     return ModuleContainer(
         id=bundle.id,
         args=("/bin/sh", "-c", script),
@@ -148,7 +159,7 @@ def module(bundle: Bundle, paths: namespaces.NamespacePaths, script: str, **kw: 
 
 def cri(
     bundle: Bundle,
-    paths: namespaces.NamespacePaths,
+    paths: Paths,
     host: HostFacts,
     script: str,
     *,
@@ -205,7 +216,7 @@ def bits(names: frozenset[str] | set[str]) -> str:
     return f"{sum(1 << CAPABILITIES.index(name) for name in names):016x}"
 
 
-def test_a_module_container_is_confined(bundle, paths, host) -> None:
+def test_a_module_container_is_confined(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     from zos_cri.oci.capabilities import DEFAULT
 
     script = """
@@ -230,7 +241,7 @@ def test_a_module_container_is_confined(bundle, paths, host) -> None:
     assert "Masked" not in seen
 
 
-def test_an_elevated_container_is_not(bundle, paths, host) -> None:
+def test_an_elevated_container_is_not(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     device = base.DeviceNode(path="/dev/zos-null", type="c", major=1, minor=3)
     script = """
         cat /proc/self/status
@@ -245,7 +256,9 @@ def test_an_elevated_container_is_not(bundle, paths, host) -> None:
     assert (seen["Sysctl"], seen["Mount"], seen["Device"]) == ("written", "made", "there")
 
 
-def test_module_mounts_and_limits(bundle, paths, host, tmp_path) -> None:
+def test_module_mounts_and_limits(
+    bundle: Bundle, paths: Paths, host: HostFacts, tmp_path: Path
+) -> None:
     (tmp_path / "volume" / "deep").mkdir(parents=True)
     (tmp_path / "volume" / "file").write_text("from the host")
     given = (
@@ -267,7 +280,7 @@ def test_module_mounts_and_limits(bundle, paths, host, tmp_path) -> None:
     assert output.split()[-1] == "64"
 
 
-def test_limits_above_our_own_are_taken_down(bundle, paths, host) -> None:
+def test_limits_above_our_own_are_taken_down(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     import resource
 
     own = {"RLIMIT_NOFILE": resource.getrlimit(resource.RLIMIT_NOFILE)[1]}
@@ -279,7 +292,7 @@ def test_limits_above_our_own_are_taken_down(bundle, paths, host) -> None:
     assert bundle.run(module_spec(made, strict)).strip() == str(own["RLIMIT_NOFILE"])
 
 
-def test_cri_users_and_groups(bundle, paths, host) -> None:
+def test_cri_users_and_groups(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     accounts = users.Accounts(
         passwd=b"root:x:0:0::/:/bin/sh\nweb:x:33:34::/:/bin/sh\n",
         group=b"root:x:0:\nweb:x:34:\nstaff:x:50:web,other\n",
@@ -297,7 +310,9 @@ def test_cri_users_and_groups(bundle, paths, host) -> None:
     assert seen["CapEff"] == bits(set())
 
 
-def test_cri_capabilities_are_those_asked_for(bundle, paths, host) -> None:
+def test_cri_capabilities_are_those_asked_for(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     context = cri_pb2.LinuxContainerSecurityContext(
         run_as_user=cri_pb2.Int64Value(value=1000),
         capabilities=cri_pb2.Capability(
@@ -312,7 +327,7 @@ def test_cri_capabilities_are_those_asked_for(bundle, paths, host) -> None:
     assert (seen["CapAmb"], seen["CapEff"], seen["CapInh"]) == (ambient,) * 3
 
 
-def test_a_privileged_cri_container(bundle, paths, host) -> None:
+def test_a_privileged_cri_container(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     context = cri_pb2.LinuxContainerSecurityContext(privileged=True)
     script = "cat /proc/self/status; mount | grep -E ' /sys '"
     output = bundle.run(cri(bundle, paths, host, script, context=context))
@@ -320,14 +335,14 @@ def test_a_privileged_cri_container(bundle, paths, host) -> None:
     assert "(rw," in output.splitlines()[-1]
 
 
-def test_cri_paths_are_masked_and_readonly(bundle, paths, host) -> None:
-    (bundle.path / "rootfs" / "bin" / "ls").unlink()  # A mask follows the link to the shell.
+def test_cri_paths_are_masked_and_readonly(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
+    (bundle.path / "rootfs" / "bin" / "ls").unlink()  # A mask follows the link.
     shutil.copy(bundle.path / "rootfs" / "bin" / "busybox", bundle.path / "rootfs" / "bin" / "ls")
     context = cri_pb2.LinuxContainerSecurityContext(
         masked_paths=["/bin/ls"], readonly_paths=["/tmp"], readonly_rootfs=True
     )
     script = """
-        ls 2>/dev/null || echo Masked: yes
+        /bin/ls 2>/dev/null || echo Masked: yes
         touch /tmp/x 2>/dev/null || echo Tmp: read only
         touch /x 2>/dev/null || echo Root: read only
     """
@@ -335,7 +350,9 @@ def test_cri_paths_are_masked_and_readonly(bundle, paths, host) -> None:
     assert seen == {"Masked": "yes", "Tmp": "read only", "Root": "read only"}
 
 
-def test_cri_mounts_deeper_ones_later_with_their_options(bundle, paths, host, tmp_path) -> None:
+def test_cri_mounts_deeper_ones_later_with_their_options(
+    bundle: Bundle, paths: Paths, host: HostFacts, tmp_path: Path
+) -> None:
     volume, inner = tmp_path / "volume", tmp_path / "inner"
     for directory in (volume / "in", inner):
         directory.mkdir(parents=True)
@@ -360,7 +377,9 @@ def test_cri_mounts_deeper_ones_later_with_their_options(bundle, paths, host, tm
     assert lines[2] == "file"
 
 
-def test_recursively_read_only(bundle, paths, host, tmp_path) -> None:
+def test_recursively_read_only(
+    bundle: Bundle, paths: Paths, host: HostFacts, tmp_path: Path
+) -> None:
     volume = tmp_path / "volume"
     (volume / "sub").mkdir(parents=True)
     subprocess.run(["mount", "-t", "tmpfs", "none", str(volume / "sub")], check=True)
@@ -380,7 +399,89 @@ def test_recursively_read_only(bundle, paths, host, tmp_path) -> None:
         subprocess.run(["umount", str(volume / "sub")], check=True)
 
 
-def test_the_environment_and_the_working_directory(bundle, paths, host) -> None:
+@pytest.mark.go
+@pytest.mark.parametrize("network", [cri_pb2.NamespaceMode.POD, cri_pb2.NamespaceMode.NODE])
+async def test_a_user_namespace_of_the_pods(
+    bundle: Bundle, host: HostFacts, tmp_path: Path, network: Any
+) -> None:
+    kinds = ("user", "net", "ipc", "uts")
+    files = {kind: str(tmp_path / f"own-{kind}") for kind in kinds}
+    ids = [IdMap(0, 100_000, 65_536)]
+    mapping = [cri_pb2.IDMapping(host_id=100_000, length=65_536)]
+    options = cri_pb2.NamespaceOption(
+        pid=cri_pb2.NamespaceMode.CONTAINER,
+        network=network,
+        userns_options=cri_pb2.UserNamespace(uids=mapping, gids=mapping),
+    )
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    config = cri_pb2.ContainerConfig(
+        command=["/bin/sh", "-c", "cat /proc/self/uid_map /proc/self/status; touch /data/x"],
+        mounts=[
+            cri_pb2.Mount(
+                container_path="/data",
+                host_path=str(volume),
+                uidMappings=mapping,
+                gidMappings=mapping,
+            )
+        ],
+        linux=cri_pb2.LinuxContainerConfig(
+            security_context=cri_pb2.LinuxContainerSecurityContext(
+                namespace_options=options,
+                capabilities=cri_pb2.Capability(add_capabilities=["ALL"]),
+                seccomp=cri_pb2.SecurityProfile(),
+            )
+        ),
+    )
+    pod = cri_pb2.PodSandboxConfig(
+        linux=cri_pb2.LinuxPodSandboxConfig(
+            cgroup_parent="/",
+            security_context=cri_pb2.LinuxSandboxSecurityContext(namespace_options=options),
+        )
+    )
+    spec = container.container_spec(
+        container.ContainerInputs(
+            id=bundle.id,
+            sandbox_id="pod",
+            image_name="busybox",
+            hostname="pod-1",
+            namespaces=Paths(
+                network=files["net"], ipc=files["ipc"], uts=files["uts"], user=files["user"]
+            ),
+            mount_facts=(mounts.MountFacts(source=str(volume)),),
+        ),
+        sandbox=pod,
+        config=config,
+        image=process.ImageConfig(),
+        handler=container.HandlerSettings(id_mapped_mounts=True),
+        host=host,
+    )
+    hand_over(bundle.path / "rootfs", 100_000)
+    await pin_user(files, uid_mappings=ids, gid_mappings=ids, timeout=TIMEOUT)
+    try:
+        output = bundle.run(spec, runc=str(RUNC))
+    finally:
+        for file in files.values():
+            await unpin(file)
+    assert output.split()[:3] == ["0", "100000", "65536"]
+    assert "warning" not in output
+    # All that the kernel knows, also those that the host hasn't to give: they count inside only.
+    everything = bits(set(CAPABILITIES[: host.last_capability + 1]))
+    assert status(output)["CapEff"] == everything
+    # Root inside is root on the volume, since that is id-mapped, and nobody anywhere else.
+    assert (volume / "x").stat().st_uid == 0
+
+
+def hand_over(root: Path, owner: int) -> None:
+    """What an id-mapped root filesystem would look like."""
+    (root / "data").mkdir()
+    for path in (root, *root.rglob("*")):
+        os.lchown(path, owner, owner)
+
+
+def test_the_environment_and_the_working_directory(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     spec = cri(bundle, paths, host, "env; pwd")
     lines = bundle.run(spec).splitlines()
     assert "HOSTNAME=pod-1" in lines
@@ -388,7 +489,9 @@ def test_the_environment_and_the_working_directory(bundle, paths, host) -> None:
     assert lines[-1] == "/"
 
 
-def test_the_pods_init_holds_its_pid_namespace(bundle, paths, host) -> None:
+def test_the_pods_init_holds_its_pid_namespace(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     binary = shutil.which("catatonit")
     assert binary, "catatonit is not installed"
     shutil.rmtree(bundle.path / "rootfs")
@@ -483,7 +586,9 @@ def python_calls(bundle: Bundle, spec: Spec, calls: dict[str, tuple[int, ...]]) 
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are x86_64's")
-def test_the_default_profile_forbids_and_allows(bundle, paths, host) -> None:
+def test_the_default_profile_forbids_and_allows(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     confined = cri_pb2.LinuxContainerSecurityContext(seccomp=cri_pb2.SecurityProfile())
     calls = FORBIDDEN | ALLOWED | {"clone3": (435, 0, 0)}
     errors = python_calls(bundle, cri(bundle, paths, host, "", context=confined), calls)
@@ -494,7 +599,9 @@ def test_the_default_profile_forbids_and_allows(bundle, paths, host) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are x86_64's")
-def test_unconfined_the_kernel_itself_answers(bundle, paths, host) -> None:
+def test_unconfined_the_kernel_itself_answers(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     errors = python_calls(bundle, cri(bundle, paths, host, ""), FORBIDDEN)
     # Or the test above would show nothing about the profile.
     refused = [name for name in FORBIDDEN if errors[name] == EPERM]
@@ -509,7 +616,7 @@ def test_unconfined_the_kernel_itself_answers(bundle, paths, host) -> None:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers are x86_64's")
-def test_a_capability_unlocks_its_calls(bundle, paths, host) -> None:
+def test_a_capability_unlocks_its_calls(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     context = cri_pb2.LinuxContainerSecurityContext(
         seccomp=cri_pb2.SecurityProfile(),
         capabilities=cri_pb2.Capability(add_capabilities=["SYS_ADMIN"]),
@@ -520,7 +627,7 @@ def test_a_capability_unlocks_its_calls(bundle, paths, host) -> None:
     assert errors["keyctl"] == EPERM
 
 
-def test_a_profile_of_ones_own(bundle, paths, host) -> None:
+def test_a_profile_of_ones_own(bundle: Bundle, paths: Paths, host: HostFacts) -> None:
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["chmod", "fchmodat"], "action": "SCMP_ACT_ERRNO"}],
@@ -544,7 +651,9 @@ def test_a_profile_of_ones_own(bundle, paths, host) -> None:
     assert status(output)["Chmod"] == "refused"
 
 
-def test_an_exec_is_confined_as_its_container(bundle, paths, host) -> None:
+def test_an_exec_is_confined_as_its_container(
+    bundle: Bundle, paths: Paths, host: HostFacts
+) -> None:
     spec = module_spec(module(bundle, paths, "sleep 60"), host)
     (bundle.path / "config.json").write_text(json.dumps(spec))
     runc = ["runc", "--root", str(bundle.state)]

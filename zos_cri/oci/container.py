@@ -183,9 +183,11 @@ def _process(given: _Given) -> dict[str, Any]:
 
 def _linux(given: _Given) -> dict[str, Any]:
     context = given.config.linux.security_context
+    # A container that says nothing of its namespaces goes by its pod's (crictl's configs do so).
+    own = context if context.HasField("namespace_options") else given.sandbox.linux.security_context
     kinds = namespaces.of_container(
         given.pod,
-        context.namespace_options,
+        own.namespace_options,
         given.inputs.namespaces,
         privileged=context.privileged,
         host=given.host,
@@ -203,9 +205,7 @@ def _linux(given: _Given) -> dict[str, Any]:
     for key, listed in paths.items():
         # CRI has the paths in full: none given is none hidden (ProcMount Unmasked).
         result[key] = [] if context.privileged else _paths(key, listed)
-    if given.pod.user_namespace:
-        result["uidMappings"] = namespaces.oci_mappings(given.pod.uids)
-        result["gidMappings"] = namespaces.oci_mappings(given.pod.gids)
+    # A joined user namespace has its mappings: given again they are to be an error (runc 1.5).
     return result | _limits_and_devices(given)
 
 

@@ -67,9 +67,7 @@ def sandbox_init_spec(
         "readonlyPaths": list(base.READONLY_PATHS),
     }
     if pod.user_namespace:
-        kinds["user"] = paths.user
-        linux["uidMappings"] = namespaces.oci_mappings(pod.uids)
-        linux["gidMappings"] = namespaces.oci_mappings(pod.gids)
+        kinds["user"] = paths.user  # Its mappings are with it already.
     linux["namespaces"] = base.namespaces(kinds)
     if host.seccomp:
         linux["seccomp"] = seccomp.default_profile((), host)

@@ -20,6 +20,7 @@ Context = cri_pb2.LinuxContainerSecurityContext
 CONTAINER = cri_pb2.NamespaceMode.CONTAINER
 NODE = cri_pb2.NamespaceMode.NODE
 IMAGE = ImageConfig(user="web", env=("A=image",), entrypoint=("/entry",), working_dir="/srv")
+IMAGE_WITHOUT_USER = ImageConfig()
 ACCOUNTS = users.Accounts(passwd=b"web:x:33:34::/:\n", group=b"extra:x:50:web\n")
 PATHS = namespaces.NamespacePaths(network="/p/net", ipc="/p/ipc", uts="/p/uts", user="/p/user")
 
@@ -179,10 +180,12 @@ def test_a_user_namespace() -> None:
     made = build(
         pod=user_namespace(), handler=handler, files=mounts.PodFiles(hosts="/p/hosts", shm="/p/shm")
     )
-    assert made["linux"]["uidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 65536}]
+    assert "uidMappings" not in made["linux"]  # Who joins a user namespace has its mappings.
     assert {"type": "user", "path": "/p/user"} in made["linux"]["namespaces"]
     by_target = {mount["destination"]: mount for mount in made["mounts"]}
-    assert by_target["/etc/hosts"]["uidMappings"] == made["linux"]["uidMappings"]
+    mapping = [{"containerID": 0, "hostID": 1000, "size": 65536}]
+    assert by_target["/etc/hosts"]["uidMappings"] == mapping
+    assert by_target["/etc/hosts"]["gidMappings"] == mapping
     assert "uidMappings" not in by_target["/dev/shm"]
     assert by_target["/sys"]["type"] == "sysfs"
     with pytest.raises(InvalidArgument, match="the runtime handler has no user namespaces"):
@@ -194,6 +197,19 @@ def test_a_user_namespace_with_the_hosts_network_has_the_hosts_sys() -> None:
     sys = next(mount for mount in made["mounts"] if mount["destination"] == "/sys")
     assert (sys["type"], sys["source"]) == ("bind", "/sys")
     assert "rro" in sys["options"]
+
+
+def test_a_container_that_says_nothing_of_namespaces_goes_by_its_pods() -> None:
+    pod = sandbox(namespace_options=cri_pb2.NamespaceOption(pid=NODE, network=NODE))
+    made = container_spec(
+        ContainerInputs(id="c1", sandbox_id="s1", image_name="x", hostname="h", namespaces=PATHS),
+        sandbox=pod,
+        config=cri_pb2.ContainerConfig(command=["x"]),
+        image=IMAGE_WITHOUT_USER,
+        handler=HandlerSettings(),
+        host=HostFacts(),
+    )
+    assert [entry["type"] for entry in made["linux"]["namespaces"]] == ["mount", "ipc", "cgroup"]
 
 
 def test_selinux_of_the_pod_where_the_container_has_none() -> None:
