@@ -34,16 +34,23 @@ LEGACY_SOCKETS = Path("/run/containerd/s")
 
 
 class Harness:
-    """One installation. Use `manager`; call `restart` for what a restart of the server is."""
+    """One installation. Use `manager`; call `restart` for what a restart of the server is.
 
-    def __init__(self, runtime: str) -> None:
+    Args:
+        root: of an installation that is there; a new one by default.
+    """
+
+    def __init__(self, runtime: str, *, root: Path | None = None) -> None:
+        self.runtime = runtime
         self.shim_binary, self.runc, self.version = RUNTIMES[runtime]
         for needed in (self.shim_binary, self.runc):
             if not os.path.exists(needed):
                 pytest.fail(f"{needed} isn't there: run hack/tools/build, or install containerd")
-        self.root = Path(tempfile.mkdtemp(prefix="zos-shim-"))
+        # Short, as a socket's path has to be.
+        self.root = root or Path(tempfile.mkdtemp(prefix="zos-shim-", dir="/tmp"))
         self.rootfs = self.root / "image"
-        self._make_rootfs()
+        if root is None:
+            self._make_rootfs()
         self.handler = Handler(
             name="test", shim=self.shim_binary, runtime=self.runc, root=str(self.root / "runc")
         )

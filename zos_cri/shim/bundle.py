@@ -61,22 +61,40 @@ class _Spec(msgspec.Struct, frozen=True):
     process: msgspec.Raw = msgspec.Raw(b"")
 
 
-def create(bundles: Path, bundle_id: str, *, group: str) -> Path:
-    """Makes a group's bundle, or completes one that is there; an existing config.json stays.
+def create(bundles: Path, bundle_id: str, *, group: str, record: Record | None = None) -> Path:
+    """Makes a bundle, or completes one that is there; an existing config.json stays.
+
+    A new one is made under a hidden name and renamed, so that a bundle is never seen without its
+    record, wherever we are killed.
+
+    Args:
+        record: written to a group's.
 
     Returns:
         Its path, with rootfs/, the `log` FIFO and a config.json.
     """
     bundles.mkdir(mode=0o711, parents=True, exist_ok=True)
     path = bundles / bundle_id
-    path.mkdir(mode=0o700, exist_ok=True)
+    if path.exists():
+        _fill(path, group, record)
+        return path
+    hidden = path.with_name("." + path.name)
+    _remove_hidden(hidden)
+    hidden.mkdir(mode=0o700)
+    _fill(hidden, group, record)
+    hidden.rename(path)
+    return path
+
+
+def _fill(path: Path, group: str, record: Record | None) -> None:
     (path / "rootfs").mkdir(mode=0o711, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path / LOG, 0o600)
     if not (path / CONFIG).exists():
         minimal = {"ociVersion": "1.0.2", "annotations": {GROUP_ANNOTATION: group}}
         write_atomic(path / CONFIG, msgspec.json.encode(minimal))
-    return path
+    if record is not None:
+        write_record(path, record)
 
 
 def write_config(path: Path, spec: dict[str, Any]) -> None:
@@ -157,24 +175,24 @@ def remove(path: Path) -> None:
     like a bundle. What is still mounted in it is unmounted before, never deleted.
 
     Raises:
-        OSError: a mount in it is busy.
+        FailedPrecondition: a mount in it is busy; the bundle stays as it is.
     """
     mount.unmount_tree(str(path))
     hidden = path.with_name("." + path.name)
-    remove_hidden(hidden)
+    _remove_hidden(hidden)
     with contextlib.suppress(FileNotFoundError):
         path.rename(hidden)
-    remove_hidden(hidden)
+    _remove_hidden(hidden)
 
 
 def remove_leftovers(bundles: Path) -> None:
-    """Removes what interrupted `remove`s left behind."""
+    """Removes what interrupted calls of `remove` and `create` left behind."""
     with contextlib.suppress(FileNotFoundError):
         for hidden in bundles.glob(".*"):
-            remove_hidden(hidden)
+            _remove_hidden(hidden)
 
 
-def remove_hidden(hidden: Path) -> None:
+def _remove_hidden(hidden: Path) -> None:
     if not hidden.exists():
         return
     mount.unmount_tree(str(hidden))

@@ -23,6 +23,7 @@ import msgspec
 
 from zos_cri import errors
 from zos_cri.linux import blocking
+from zos_cri.linux.mount import mounts_below
 from zos_cri.linux.spawn import PidFd, start_time
 from zos_cri.log import get_log
 from zos_cri.shim import bundle, processes
@@ -52,6 +53,9 @@ CONNECT_TIMEOUT: Final = 5.0
 STOP_GRACE: Final = 3.0
 # One that was killed is gone at once, unless it hangs in the kernel.
 KILL_GRACE: Final = 5.0
+# A runtime whose caller is gone is killed at once; one that isn't ends its work in about 50 ms.
+CUT_OFF_GRACE: Final = 30.0
+CUT_OFF_POLL: Final = 0.02
 # `delete`s at once: each runs the shim's binary and the OCI runtime.
 MAX_DELETES: Final = 8
 UNKNOWN_EXIT: Final = 255  # a container whose end nobody saw
@@ -242,8 +246,7 @@ class ShimManager:
         """Notes what is about to be started; blocks."""
         path = self.bundles / record.group
         created = not path.exists()
-        bundle.create(self.bundles, record.group, group=record.group)
-        bundle.write_record(path, record)
+        bundle.create(self.bundles, record.group, group=record.group, record=record)
         return path, created
 
     async def _withdraw(self, path: Path, created: bool) -> None:
@@ -428,6 +431,29 @@ class ShimManager:
             raise errors.Unavailable(
                 f"group {record.group}: not cleaned up: {'; '.join(dead.failures.values())}"
             )
+
+    async def discard(self, group: str, container: str) -> None:
+        """Removes what a Create that was cut off left of a container its shim doesn't know.
+
+        When a connection goes, Go's ttrpc cancels the calls that came over it, and the shim kills
+        the OCI runtime in the midst of its work: the runtime knows a container then, and the
+        rootfs is mounted, but the shim has no task.
+
+        Raises:
+            DeadlineExceeded: the runtime is still at work after `CUT_OFF_GRACE`.
+            StartFailed: the clean-up failed.
+        """
+        shim = self._shims[group]
+        deadline = time.monotonic() + CUT_OFF_GRACE
+        while await blocking.call(processes.runs_for, shim.pid, container):
+            if time.monotonic() > deadline:
+                raise errors.DeadlineExceeded(f"container {container}: still being created")
+            await asyncio.sleep(CUT_OFF_POLL)
+        path = self.bundles / container
+        state = Path(shim.handler.root, self._namespace, container)
+        mounted = await blocking.call(lambda: bool(mounts_below(str(path))))
+        if mounted or await blocking.call(state.exists):
+            await self._launcher.delete(container, path, shim.record.binary)
 
     async def features(self, handler: Handler) -> Features | None:
         """What a handler's shim says of itself and its OCI runtime; None for shims before 2.0.

@@ -36,6 +36,27 @@ def is_shim(pid: int, bundle: Path, group: str) -> bool:
         return False
 
 
+def runs_for(shim: int, container: str) -> list[int]:
+    """The OCI runtime's processes that a shim has started for a container and that still run."""
+    return [pid for pid in _pids() if _parent(pid) == shim and _names(pid, container)]
+
+
+def _names(pid: int, word: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return word.encode() in file.read(65536).split(b"\0")
+    except OSError:
+        return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0
+
+
 def listens_on(pid: int, path: str) -> bool:
     """Whether a process holds the listening socket of a path.
 

@@ -36,6 +36,22 @@ def test_a_group_s_bundle(tmp_path: Path) -> None:
     assert config == {"ociVersion": "1.0.2", "annotations": {GROUP_ANNOTATION: "g"}}
 
 
+def test_a_bundle_is_never_seen_without_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, data: bytes, mode: int = 0) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "write_atomic", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bundle.create(tmp_path, "g", group="g", record=RECORD)
+    assert os.listdir(tmp_path) == [".g"]
+    path = bundle.create(tmp_path, "g", group="g", record=RECORD)
+    assert bundle.read_record(path) == RECORD
+    assert os.listdir(tmp_path) == ["g"]
+
+
 def test_an_existing_config_stays_and_a_minimal_one_is_replaced(tmp_path: Path) -> None:
     path = bundle.create(tmp_path, "g", group="g")
     bundle.write_config(path, {"process": {"args": ["a"]}})
@@ -124,3 +140,17 @@ def test_what_is_mounted_in_a_bundle_is_not_deleted(tmp_path: Path) -> None:
         assert (source / "precious").read_text() == "data"
         assert mount.mounts_below(str(tmp_path)) == []
         assert os.listdir(tmp_path / "bundles") == []
+
+
+@pytest.mark.root
+def test_a_bundle_with_a_busy_mount_stays_as_it_is(tmp_path: Path) -> None:
+    path = bundle.create(tmp_path, "g", group="g")
+    mount.mount(mount.Mount(type="tmpfs", source="tmpfs"), str(path / "rootfs"))
+    try:
+        with (path / "rootfs" / "file").open("w"), pytest.raises(errors.FailedPrecondition):
+            bundle.remove(path)
+        assert os.listdir(tmp_path) == ["g"]
+        bundle.remove(path)
+        assert os.listdir(tmp_path) == []
+    finally:
+        mount.unmount_tree(str(tmp_path))
