@@ -99,8 +99,6 @@ class Logger:
     def reopen(self, container_id: str) -> None:
         """See `messages.Reopen`."""
         container = self._get(container_id)
-        if container.ended and container.streams:
-            raise FailedPrecondition(f"{container_id}: its output has come to its end")
         container.sink.reopen()
         self._note(container)
         self._wake(container)

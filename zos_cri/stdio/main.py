@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri import log
+from zos_cri.stdio import messages
 from zos_cri.stdio.control import Control, listen
 from zos_cri.stdio.logger import Logger
 from zos_cri.stdio.loop import Loop
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _log = log.get_log(__name__)
 
-EXIT_RUNNING: Final = 3  # another logger has the socket
 _READY: Final = b"+"
 
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lock = _lock(options.socket + ".lock")
     if lock is None:
         sys.stderr.write(f"zos-cri logger: another one serves {options.socket}\n")
-        return EXIT_RUNNING
+        return messages.EXIT_RUNNING
     try:
         return _serve(options, ready)
     finally:

@@ -20,6 +20,7 @@ MAX_REQUEST: Final = 64 * 1024  # an Attach with four paths of PATH_MAX is 17 Ki
 MAX_REPLY: Final = 16 * 1024 * 1024  # a List of 10,000 containers with long paths
 FINISH_TIMEOUT: Final = 2.0
 DROP_AFTER: Final = 30.0
+EXIT_RUNNING: Final = 3  # the exit code of a logger that finds another one at its socket
 
 _LENGTH: Final = struct.Struct(">I")
 
@@ -70,7 +71,8 @@ class Attach(Request, tag="attach", frozen=True):
 class Reopen(Request, tag="reopen", frozen=True):
     """Go on in a new file of the same path, from the next entry on.
 
-    NotFound: no such container. FailedPrecondition: its streams have come to their end.
+    NotFound: no such container. One whose streams have ended, and that hasn't exited, has a log
+    to be rotated all the same.
     """
 
     id: str
