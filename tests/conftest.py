@@ -14,5 +14,5 @@ TOOLS = ROOT / ".cache" / "tools" / "bin"
 @pytest.fixture(scope="session")
 def own_network() -> None:
     """The test may make bridges and rules: we are in a network namespace of the run's own."""
-    if os.stat("/proc/self/ns/net").st_ino == os.stat("/proc/1/ns/net").st_ino:
+    if os.environ.get("ZOS_CRI_OWN_NETWORK") != "1":
         pytest.fail("makes bridges: run it by hack/test, or by `hack/netns run pytest …`")

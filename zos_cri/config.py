@@ -68,7 +68,7 @@ class ContainerLogConfig(_Section, frozen=True):
 class StreamingConfig(_Section, frozen=True):
     """The HTTP server of exec, attach and port-forward."""
 
-    address: str = "127.0.0.1:0"
+    address: str = "127.0.0.1:0"  # port 0 = any free one; or a unix socket's path
     tls_cert: str = ""
     tls_key: str = ""
     creation_timeout: Seconds = 30.0
@@ -172,6 +172,9 @@ def _check(config: Config, name: str) -> None:
         raise InvalidArgument(f'{name}: log.level: "{config.log.level}" is not a level')
     if config.log.format not in ("text", "json"):
         raise InvalidArgument(f'{name}: log.format: "{config.log.format}" is neither text nor json')
+    address = config.streaming.address
+    if not address.startswith("/") and not address.rpartition(":")[2].isdecimal():
+        raise InvalidArgument(f'{name}: streaming.address: "{address}" is not HOST:PORT or a path')
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
         raise InvalidArgument(f"{name}: streaming: tls_cert and tls_key go together")
 

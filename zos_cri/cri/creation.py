@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zos_cri.cri import facts
-from zos_cri.cri.views import OWNER, CriContainer
+from zos_cri.cri.views import OWNER, CriContainer, listed
 from zos_cri.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -82,7 +82,7 @@ class Creation:
             NotFound: there is none.
         """
         record = self._containers.find(id_)
-        if record.meta.owner != OWNER:
+        if not listed(record):
             raise NotFound(f'no container with id "{id_}"')
         return record
 
@@ -96,7 +96,6 @@ class Creation:
             AlreadyExists: the name belongs to another container of the pod.
             Error: a stage failed; what was made is undone.
         """
-        await self._containers.recovered.wait()
         sandbox = self._sandboxes.ready(sandbox_id).meta
         if not config.metadata.name:
             raise InvalidArgument("config.metadata.name: is empty")
@@ -172,6 +171,8 @@ class Creation:
                     extra=msgspec.msgpack.encode(extra),
                 )
             )
+            undo.push_async_callback(self._containers.remove, id_)
+            self._sandboxes.ready(sandbox.id)  # nobody would remove it where the pod went meanwhile
             undo.pop_all()
 
     async def _image(self, config: pb.ContainerConfig) -> Image:
@@ -256,10 +257,19 @@ class Creation:
 
     # ---- Owner: called by Containers
 
+    shim_writes_log: Final = False
+
     async def starting(self, record: ContainerRecord) -> None:
         """Opens the container's streams: the shim would block on FIFOs that nobody reads."""
+        # Asked again now that the start is recorded: who stops the pod waits for it from here on.
+        self._sandboxes.ready(record.meta.ns)
         extra, _ = self._views.parts(record)
         await self._output.attach(record.meta, log_path=extra.log_path)
+
+    async def start_undone(self, record: ContainerRecord) -> None:
+        """The root filesystem was mounted once: it is made fit to be mounted again."""
+        extra, _ = self._views.parts(record)
+        await self._images.prepare_rootfs(extra.image_id, record.meta.id)
 
     async def exited(self, record: ContainerRecord) -> None:
         """Waits, within bounds, until the log has the container's last line."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 OWNER: Final = "pod-init"
 NAME: Final = "_init"  # no CRI container's name: those end in _<attempt>
 BINARY: Final = "catatonit"  # in the root filesystem
+MOUNT_POINTS: Final = ("dev", "proc", "sys")  # the root is read-only: they must be there
 _LIMIT: Final = 64 << 20  # bytes; catatonit has less than one MiB
 
 
@@ -104,7 +105,8 @@ class PodInits:
         if not root.exists():
             staged = root.with_name(f".{root.name}.{os.getpid()}")
             shutil.rmtree(staged, ignore_errors=True)
-            (staged / "proc").mkdir(parents=True)
+            for mount_point in MOUNT_POINTS:
+                (staged / mount_point).mkdir(parents=True)
             (staged / BINARY).write_bytes(data)
             (staged / BINARY).chmod(0o755)
             staged.chmod(0o755)

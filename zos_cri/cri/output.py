@@ -13,6 +13,8 @@ from zos_cri.log import get_log
 from zos_cri.store.model import Stdio
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from zos_cri.stdio.client import LoggerClient
     from zos_cri.store.model import ContainerMeta
 
@@ -62,6 +64,17 @@ class Output:
             stderr_fifo=meta.stdio.stderr,
             max_line=self._max_line,
         )
+
+    async def tap(self, id_: str, streams: Sequence[str]) -> dict[str, int]:
+        """What a running container writes from now on: descriptors to read, by stream.
+
+        The container waits for a reader that doesn't read. The caller closes them.
+
+        Raises:
+            Error: the output has ended, or the logger can't be had.
+        """
+        reader = await self._logger.tap(id_, stdout="stdout" in streams, stderr="stderr" in streams)
+        return reader.detach()
 
     async def reopen(self, id_: str) -> None:
         """Makes the logger open a container's log file anew, at the next line.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 Unary = Callable[[Any], Awaitable[Any]]
-Stream = Callable[[Any], AsyncIterator[Any]]
+Stream = Callable[[Any], AsyncGenerator[Any, None]]
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 # Request fields that say what an RPC is about; they go into every log line of it.
@@ -34,26 +35,37 @@ _ID_FIELDS: Final = {
     "id": "container",
 }
 # Errors that say that we, not the caller, are at fault; the others are part of the day's work.
+# Characters. It travels in a header, and those are 8 KiB together, with three bytes for one that
+# isn't ASCII; a client gets RESOURCE_EXHAUSTED in place of a longer one.
+MESSAGE_LIMIT: Final = 1024
 _OUR_FAULT: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 
 
 class Rpcs:
     """Turns functions into gRPC services."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, recovered: asyncio.Event) -> None:
+        """
+        Args:
+            recovered: what all methods but the reading ones wait for.
+        """
         self._metrics = metrics
+        self._recovered = recovered
 
     def service(
         self,
         descriptor: ServiceDescriptor,
         unary: Mapping[str, Unary],
         streams: Mapping[str, Stream] | None = None,
+        *,
+        reads: Container[str] = (),
     ) -> grpc.GenericRpcHandler:
         """A service of which every method is there: those without a function say UNIMPLEMENTED.
 
         Args:
             unary: by method name, a function from the request to the response.
             streams: by method name, a function from the request to the responses one by one.
+            reads: the methods that are answered from memory, also while the server recovers.
         """
         streams = streams or {}
         methods = {}
@@ -66,10 +78,19 @@ class Rpcs:
                 )
             else:
                 call = unary.get(method.name) or _missing(method)
+                if method.name not in reads:
+                    call = self._after_recovery(call)
                 methods[method.name] = grpc.unary_unary_rpc_method_handler(
                     self._unary(method, call), deserialize, _serialize
                 )
         return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+    def _after_recovery(self, call: Unary) -> Unary:
+        async def wait_and_call(request: Any) -> Any:
+            await self._recovered.wait()
+            return await call(request)
+
+        return wait_and_call
 
     def _unary(self, method: MethodDescriptor, call: Unary) -> Callable[[Any, Context], Any]:
         async def handle(request: Any, context: Context) -> Any:
@@ -86,8 +107,10 @@ class Rpcs:
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             with _Observed(self._metrics, method) as observed, bind(**_fields(method, request)):
                 try:
-                    async for response in call(request):
-                        yield response
+                    # Closed with the call, so that a client that leaves frees what it reads from.
+                    async with contextlib.aclosing(call(request)) as responses:
+                        async for response in responses:
+                            yield response
                     return
                 except Exception as error:
                     code = observed.failed(error)
@@ -119,7 +142,7 @@ class _Observed:
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
-        self.message = one_line(error)
+        self.message = one_line(error)[:MESSAGE_LIMIT]
         if self._code == "UNKNOWN":
             _log.exception("rpc failed", rpc=self._method, code=self._code, error=self.message)
         else:
@@ -150,7 +173,7 @@ def _missing(method: MethodDescriptor) -> Unary:
 
 
 def _missing_stream(method: MethodDescriptor) -> Stream:
-    async def call(_: Any) -> AsyncIterator[Any]:
+    async def call(_: Any) -> AsyncGenerator[Any, None]:
         nothing: tuple[Any, ...] = ()
         for item in nothing:  # makes it a generator
             yield item

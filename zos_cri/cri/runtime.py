@@ -6,8 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.attach import attach
 from zos_cri.cri.container_status import container_status
 from zos_cri.cri.create_container import create_container
+from zos_cri.cri.exec import exec_
 from zos_cri.cri.exec_sync import exec_sync
 from zos_cri.cri.image_fs_info import image_fs_info
 from zos_cri.cri.image_status import image_status
@@ -15,6 +17,7 @@ from zos_cri.cri.list_containers import list_containers
 from zos_cri.cri.list_images import list_images
 from zos_cri.cri.list_pod_sandbox import list_pod_sandbox
 from zos_cri.cri.pod_sandbox_status import pod_sandbox_status
+from zos_cri.cri.port_forward import port_forward
 from zos_cri.cri.remove_container import remove_container
 from zos_cri.cri.remove_image import remove_image
 from zos_cri.cri.remove_pod_sandbox import remove_pod_sandbox
@@ -56,6 +59,9 @@ RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "UpdateContainerResources": update_container_resources,
     "ReopenContainerLog": reopen_container_log,
     "ExecSync": exec_sync,
+    "Exec": exec_,
+    "Attach": attach,
+    "PortForward": port_forward,
 }
 
 IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
@@ -66,12 +72,30 @@ IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
 }
 
 
+READS: Final = frozenset(
+    {
+        "Version",
+        "Status",
+        "RuntimeConfig",
+        "PodSandboxStatus",
+        "ListPodSandbox",
+        "ListContainers",
+        "ContainerStatus",
+        "ListImages",
+        "ImageStatus",
+        "ImageFsInfo",
+    }
+)
+"""Answered from memory at any time; all others wait for the end of the recovery."""
+
+
 def handlers(services: Services, rpcs: Rpcs) -> list[grpc.GenericRpcHandler]:
     """CRI's two services."""
     return [
         rpcs.service(
             pb.DESCRIPTOR.services_by_name[name],
             {method: partial(function, services) for method, function in table.items()},
+            reads=READS,
         )
         for name, table in (("RuntimeService", RUNTIME), ("ImageService", IMAGE))
     ]

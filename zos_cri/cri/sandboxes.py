@@ -8,6 +8,7 @@ it serves a failed RunPodSandbox, StopPodSandbox, RemovePodSandbox and the recov
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -48,7 +49,6 @@ _log = get_log(__name__)
 
 NAMESPACE_TIMEOUT: Final = 10.0  # under a millisecond; seconds where network namespaces pile up
 SHIM_TIMEOUT: Final = 30.0
-INIT_NAME: Final = "_init"  # of the init container in its pod; no CRI name can begin so
 
 
 class PodInit(Protocol):
@@ -125,7 +125,6 @@ class Sandboxes:
             AlreadyExists: the name belongs to another sandbox.
             Error: a stage failed; what was made is undone.
         """
-        await self._containers.recovered.wait()
         handler = handler or self._default_handler
         if handler not in self._handlers:
             raise InvalidArgument(
@@ -238,9 +237,8 @@ class Sandboxes:
         Nothing to do where there is no such sandbox (CRI: StopPodSandbox is idempotent).
 
         Raises:
-            Error: something could not be released; all else was, and a further call tries again.
+            Error: something could not be released; a further call tries again.
         """
-        await self._containers.recovered.wait()
         try:
             record = self.table.find(id_)
         except NotFound:
@@ -249,9 +247,10 @@ class Sandboxes:
         if record.status.state is SandboxState.REMOVING:
             return
         with bind(pod=meta.id):
-            await self._ending.run(meta.id, b"", lambda: self._stop(meta))
+            await self._ending.run(f"stop {meta.id}", b"", lambda: self._stop(meta))
 
     async def _stop(self, meta: SandboxMeta) -> None:
+        await self._running.ended(meta.name)
         record = self.table.get(meta.id)
         if record is None or not allows(SANDBOX, record.status.state, SandboxEvent.STOP):
             return
@@ -271,19 +270,20 @@ class Sandboxes:
         Raises:
             Error: something could not be released; a further call tries again.
         """
-        await self._containers.recovered.wait()
-        await self.stop(id_)
         try:
             meta = self.table.find(id_).meta
         except NotFound:
             return
         with bind(pod=meta.id):
-            await self._ending.run(meta.id, b"", lambda: self._remove(meta))
+            await self._ending.run(f"remove {meta.id}", b"", lambda: self._remove(meta))
 
     async def _remove(self, meta: SandboxMeta) -> None:
+        await self.stop(meta.id)
         if self.table.get(meta.id) is None:
             return
-        await _all(*(self._containers.remove(id_) for id_ in self.containers(meta.id)))
+        # The init last, by `_release`: with it the shim goes, which the others need.
+        ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
+        await _all(*(self._containers.remove(id_) for id_ in ids))
         await self._change(meta.id, SandboxEvent.REMOVE)
         await self._release(meta)
         await self.table.delete(meta.id)
@@ -296,7 +296,11 @@ class Sandboxes:
     async def _stop_containers(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "containers"):
             ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
-            await _all(*(self._containers.stop(id_, timeout=0) for id_ in ids))
+            await _all(*map(self._stop_container, ids))
+
+    async def _stop_container(self, id_: str) -> None:
+        with contextlib.suppress(NotFound):  # removed meanwhile
+            await self._containers.stop(id_, timeout=0)
 
     async def _release(self, meta: SandboxMeta) -> None:
         """Gives back all that a sandbox holds but its containers' records. Idempotent."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zos_cri.module.execs import Execs
     from zos_cri.network.cni import Network
     from zos_cri.oci.host import HostFacts
+    from zos_cri.streaming.server import StreamingServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +42,4 @@ class Services:
     network: Network
     features: Mapping[str, pb.RuntimeHandlerFeatures]
     host: HostFacts
+    streaming: StreamingServer

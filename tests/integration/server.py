@@ -1,0 +1,344 @@
+"""A real server for tests: in directories of its own, spoken to over its socket and by crictl."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from tests.conftest import TOOLS
+from zos_cri._pb import container_pb2_grpc, cri_pb2, cri_pb2_grpc
+from zos_cri.linux.mount import mounts_below
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IMAGE = "localhost/zos-cri/busybox:latest"
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A shim and a runtime to test with."""
+
+    name: str
+    shim: str
+    runtime: str
+
+
+DEBIAN = Runtime("debian", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc")
+UPSTREAM = Runtime("upstream", str(TOOLS / "containerd-shim-runc-v2"), str(TOOLS / "runc"))
+RUNTIMES = (DEBIAN, UPSTREAM)
+
+BRIDGE = {
+    "cniVersion": "1.0.0",
+    "name": "test",
+    "plugins": [
+        {
+            "type": "bridge",
+            "isGateway": True,
+            "ipMasq": True,
+            "ipam": {"type": "host-local", "routes": [{"dst": "0.0.0.0/0"}]},
+        },
+        {"type": "portmap", "capabilities": {"portMappings": True}},
+    ],
+}
+
+
+class Server:
+    """`zos-cri serve` as a process of its own."""
+
+    def __init__(self, runtime: Runtime, *, cni: bool = False, extra: str = "") -> None:
+        self.tag = f"zt{secrets.token_hex(3)}"
+        # Short, for unix sockets have 107 characters; and not below /tmp, which may be an overlay.
+        self.run = Path("/run") / self.tag
+        self.state = Path("/var/lib") / self.tag
+        self.socket = self.run / "zos-cri.sock"
+        self.logs = self.state / "logs"
+        self.cgroup = f"/{self.tag}"
+        self.log = self.state / "server.log"
+        self.cni = cni
+        self.conf_dir = self.state / "net.d"
+        self.process: subprocess.Popen[bytes] | None = None
+        for directory in (self.run, self.state, self.logs, self.conf_dir):
+            directory.mkdir(parents=True)
+        self.config = self.state / "config.toml"
+        self.config.write_text(
+            f"""
+default_handler = "runc"
+[server]
+run = "{self.run}"
+state = "{self.state}"
+logs = "{self.logs}"
+metrics = "127.0.0.1:0"
+[log]
+level = "debug"
+[cni]
+conf_dir = "{self.conf_dir}"
+[handlers.runc]
+shim = "{runtime.shim}"
+runtime = "{runtime.runtime}"
+{extra}
+"""
+        )
+        if cni:
+            self._write_cni()
+
+    def _write_cni(self) -> None:
+        conf: dict[str, Any] = json.loads(json.dumps(BRIDGE))
+        bridge = conf["plugins"][0]
+        bridge["bridge"] = self.tag
+        third = int(self.tag[2:4], 16)
+        bridge["ipam"]["ranges"] = [[{"subnet": f"10.99.{third}.0/24"}]]
+        bridge["ipam"]["dataDir"] = str(self.state / "ipam")
+        (self.conf_dir / "10-test.conflist").write_text(json.dumps(conf))
+
+    # ---- the process
+
+    def start(self) -> None:
+        """Starts it, and waits until it has recovered."""
+        with self.log.open("ab") as log:
+            begin = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "zos_cri", "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+        deadline = time.monotonic() + START_TIMEOUT
+        while b"zos_cri.app serving" not in self._since(begin):
+            code = self.process.poll()
+            if code is not None or time.monotonic() > deadline:
+                raise AssertionError(f"server: exit code {code}: {self._since(begin).decode()}")
+            time.sleep(0.02)
+
+    def _since(self, offset: int) -> bytes:
+        with self.log.open("rb") as log:
+            log.seek(offset)
+            return log.read()
+
+    def kill(self) -> None:
+        """SIGKILL: it gets no chance to put anything in order."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """SIGTERM, as systemd does it."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            self.process.wait(STOP_TIMEOUT)
+            self.process = None
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    @property
+    def rss(self) -> int:
+        """Resident memory in bytes."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024
+
+    def metrics_url(self) -> str:
+        line = [x for x in self.log.read_text().splitlines() if "metrics address=" in x][-1]
+        return f"http://{line.rsplit('address=', 1)[1]}/metrics"
+
+    # ---- clients
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        with grpc.insecure_channel(f"unix:{self.socket}") as channel:
+            yield channel
+
+    @contextmanager
+    def cri(self) -> Iterator[Any]:
+        """The stub of RuntimeService."""
+        with self.channel() as channel:
+            yield cri_pb2_grpc.RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def module(self) -> Iterator[Any]:
+        """The stub of zos.container.v1."""
+        with self.channel() as channel:
+            yield container_pb2_grpc.ContainerModuleStub(channel)  # type: ignore[no-untyped-call]
+
+    def crictl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
+        """Runs crictl; its standard output."""
+        endpoint = f"unix://{self.socket}"
+        done = subprocess.run(
+            [
+                *(TOOLS / "crictl", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint),
+                *arguments,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(f"crictl {' '.join(arguments)}: {done.stderr}{done.stdout}")
+        return done.stdout.strip() if check else done.stdout + done.stderr
+
+    def cli(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Runs `zos-cri` with our socket."""
+        command, *rest = arguments
+        return subprocess.run(
+            [sys.executable, "-m", "zos_cri", command, "--socket", str(self.socket), *rest],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    # ---- configurations
+
+    def pod(
+        self, name: str = "pod", *, host_network: bool | None = None, **fields: Any
+    ) -> cri_pb2.PodSandboxConfig:
+        """A pod's configuration: on the host's network unless CNI is configured."""
+        on_host = not self.cni if host_network is None else host_network
+        node = cri_pb2.NamespaceMode.NODE if on_host else cri_pb2.NamespaceMode.POD
+        options = cri_pb2.NamespaceOption(
+            network=node, pid=fields.pop("pid", cri_pb2.NamespaceMode.CONTAINER)
+        )
+        return cri_pb2.PodSandboxConfig(
+            metadata=cri_pb2.PodSandboxMetadata(
+                name=name, namespace="test", uid=f"{self.tag}-{name}"
+            ),
+            log_directory=str(self.logs / name),
+            linux=cri_pb2.LinuxPodSandboxConfig(
+                cgroup_parent=self.cgroup,
+                security_context=cri_pb2.LinuxSandboxSecurityContext(namespace_options=options),
+            ),
+            **fields,
+        )
+
+    def container(
+        self, *command: str, name: str = "main", **fields: Any
+    ) -> cri_pb2.ContainerConfig:
+        """A container's configuration."""
+        return cri_pb2.ContainerConfig(
+            metadata=cri_pb2.ContainerMetadata(name=name),
+            image=cri_pb2.ImageSpec(image=IMAGE),
+            command=command or ("sleep", "1000"),
+            log_path=f"{name}.log",
+            **fields,
+        )
+
+    def run_pod(self, cri: Any, name: str = "pod", **fields: Any) -> str:
+        config = self.pod(name, **fields)
+        return str(cri.RunPodSandbox(cri_pb2.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+
+    def run_container(self, cri: Any, pod: str, *command: str, **fields: Any) -> str:
+        """Creates and starts a container."""
+        config = self.container(*command, **fields)
+        request = cri_pb2.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+        id_ = str(cri.CreateContainer(request).container_id)
+        cri.StartContainer(cri_pb2.StartContainerRequest(container_id=id_))
+        return id_
+
+    # ---- the end
+
+    def remove_pods(self) -> None:
+        with self.cri() as cri:
+            for pod in cri.ListPodSandbox(cri_pb2.ListPodSandboxRequest()).items:
+                cri.StopPodSandbox(cri_pb2.StopPodSandboxRequest(pod_sandbox_id=pod.id))
+                cri.RemovePodSandbox(cri_pb2.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+
+    def leftovers(self) -> list[str]:
+        """What is there of pods and containers: nothing, once all were removed."""
+        found = [f"process {pid}: {line}" for pid, line in self.processes()]
+        mounts = [*mounts_below(str(self.run)), *mounts_below(str(self.state))]
+        found += [f"mount {m.target}" for m in mounts]
+        for name in ("bundles", "sandboxes", "exec", "fifo", "runtime/zos", "s"):
+            directory = self.run / name
+            if directory.exists():
+                found += [str(path) for path in directory.iterdir()]
+        for name in ("images/containers", "rootfs", "cni", "ipam"):
+            directory = self.state / name
+            if directory.exists():
+                found += [
+                    str(path)
+                    for path in directory.rglob("*")
+                    if path.is_file() and not path.name.startswith(("last_reserved_ip", "lock"))
+                ]
+        found += [str(path) for path in self.cgroups() if path.parent.name == self.tag]
+        return found
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Shims and containers of this server, not itself and not its logger."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                cgroup = (entry / "cgroup").read_text()
+            except OSError:
+                continue
+            shim = "-shim-" in line and str(self.socket) in line
+            if shim or f"/{self.tag}" in cgroup:
+                found.append((int(entry.name), line))
+        return found
+
+    def cgroups(self) -> list[Path]:
+        """The directories at and below our cgroup, deepest first, in every hierarchy."""
+        roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+        found: list[Path] = []
+        for root in roots:
+            top = root / self.tag
+            if top.is_dir():
+                found += [Path(parent) for parent, _, _ in os.walk(top, topdown=False)]
+        return found
+
+    def destroy(self) -> None:
+        """Ends and removes everything, however the test went."""
+        try:
+            if self.process is None:
+                self.start()
+            self.remove_pods()
+        finally:
+            self.stop()
+            self._end_logger()
+            for pid, _ in self.processes():
+                os.kill(pid, signal.SIGKILL)
+            for directory in (self.run, self.state):
+                for mount in reversed(mounts_below(str(directory))):
+                    subprocess.run(["umount", "-l", mount.target], check=False)
+                shutil.rmtree(directory, ignore_errors=True)
+            for cgroup in self.cgroups():
+                cgroup.rmdir()
+
+    def _end_logger(self) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "zos_cri.stdio", "stop", "--socket", self.run / "logger.sock"],
+            check=False,
+            capture_output=True,
+        )
+
+
+@contextmanager
+def serving(runtime: Runtime, **options: Any) -> Iterator[Server]:
+    """A started server; whatever is left of it is removed at the end."""
+    server = Server(runtime, **options)
+    try:
+        server.start()
+        yield server
+    except BaseException:
+        print(server.log.read_text()[-20_000:])
+        raise
+    finally:
+        server.destroy()
