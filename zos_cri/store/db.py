@@ -8,13 +8,22 @@ of the host no container is left for it to speak of).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from zos_cri.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from zos_cri.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from zos_cri.log import get_log
 from zos_cri.store.model import (
     VERSION,
@@ -25,7 +34,7 @@ from zos_cri.store.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
 _log = get_log(__name__)
@@ -37,6 +46,7 @@ _TABLES: Final = ("sandbox", "container")
 
 Meta = TypeVar("Meta", SandboxMeta, ContainerMeta)
 Status = TypeVar("Status", SandboxStatus, ContainerStatus)
+T = TypeVar("T")
 
 
 def container_key(meta: ContainerMeta) -> str:
@@ -64,46 +74,72 @@ class Database:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-db")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
-        self._connection = self._thread.submit(self._open).result()
+        try:
+            self._connection = self._thread.submit(self._open).result()
+        except BaseException:
+            self._thread.shutdown()
+            raise
         self.sandboxes: Table[SandboxMeta, SandboxStatus] = Table(
             self, "sandbox", SandboxMeta, SandboxStatus, key=lambda meta: meta.name
         )
         self.containers: Table[ContainerMeta, ContainerStatus] = Table(
             self, "container", ContainerMeta, ContainerStatus, key=container_key
         )
-        self.sandboxes.load()
-        self.containers.load()
+        try:
+            self.sandboxes.load()
+            self.containers.load()
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self) -> sqlite3.Connection:
+        # It holds environments, which hold secrets. SQLite gives its other files the same mode.
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
-            connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            found = int(connection.execute("PRAGMA user_version").fetchone()[0])
-            if found > FORMAT:
-                raise FailedPrecondition(
-                    f"{self._path}: format {found} is newer than {FORMAT}, the newest this version"
-                    " knows: run the version that wrote it"
-                )
-            for table in _TABLES:
-                connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table}"
-                    " (id TEXT PRIMARY KEY, meta BLOB NOT NULL, status BLOB NOT NULL) STRICT"
-                )
-                connection.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table}_damaged"
-                    " (id TEXT PRIMARY KEY, meta BLOB, status BLOB, why TEXT) STRICT"
-                )
-            connection.execute(f"PRAGMA user_version={FORMAT}")
+            self._prepare(connection)
         except sqlite3.DatabaseError as error:
+            connection.close()
             raise DataLoss(f"{self._path}: {error}: move it away to start anew") from error
-        self._path.chmod(0o600)
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        if found > FORMAT:
+            raise FailedPrecondition(
+                f"{self._path}: format {found} is newer than {FORMAT}, the newest this version"
+                " knows: run the version that wrote it"
+            )
+        for table in _TABLES:
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {table}"
+                " (id TEXT PRIMARY KEY, meta BLOB NOT NULL, status BLOB NOT NULL) STRICT"
+            )
+            connection.execute(
+                f"CREATE TABLE IF NOT EXISTS {table}_damaged"
+                " (id TEXT PRIMARY KEY, meta BLOB, status BLOB, why TEXT) STRICT"
+            )
+        connection.execute(f"PRAGMA user_version={FORMAT}")
+
     async def execute(self, sql: str, *values: Any) -> None:
-        """Runs one statement in the writer thread and waits for it."""
+        """Runs one statement in the writer thread and waits for it.
+
+        Raises:
+            ResourceExhausted: the disk is full.
+            Unavailable: the file can't be written for another reason.
+        """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._connection.execute, sql, values)
+        try:
+            await loop.run_in_executor(self._thread, self._connection.execute, sql, values)
+        except sqlite3.Error as error:
+            full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+            kind = ResourceExhausted if full else Unavailable
+            raise kind(f"{self._path}: {error}") from error
 
     def execute_now(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """The same, for start-up: blocks the caller; answers the rows."""
@@ -139,14 +175,20 @@ class Table(Generic[Meta, Status]):
         self._records: dict[str, Record[Meta, Status]] = {}
         self._ids: dict[str, str] = {}  # by key
         self._locks: dict[str, asyncio.Lock] = {}
+        self.set_aside = 0  # rows that `load` could not read
 
     def load(self) -> None:
-        """Reads the file's rows; a row that can't be read is set aside, never fatal."""
+        """Reads the file's rows; a row that can't be read is set aside, never fatal.
+
+        Raises:
+            FailedPrecondition: a row was written by a newer version. It isn't set aside: what it
+                names may well be running.
+        """
         for id_, meta, status in self._db.execute_now(f"SELECT id, meta, status FROM {self._name}"):
             try:
                 record = Record(self._meta.decode(meta), self._status.decode(status))
-                _check_version(record)
-            except (msgspec.MsgspecError, DataLoss) as error:
+            except msgspec.MsgspecError as error:
+                self.set_aside += 1
                 _log.error("record set aside", table=self._name, id=id_, error=error)
                 self._db.execute_now(
                     f"INSERT OR REPLACE INTO {self._name}_damaged VALUES (?, ?, ?, ?)",
@@ -154,6 +196,7 @@ class Table(Generic[Meta, Status]):
                 )
                 self._db.execute_now(f"DELETE FROM {self._name} WHERE id = ?", id_)
             else:
+                _check_version(record, f"{self._name} {id_}")
                 self._records[id_] = record
                 self._ids[self._key(record.meta)] = id_
 
@@ -196,6 +239,9 @@ class Table(Generic[Meta, Status]):
         Raises:
             AlreadyExists: the id or the key is taken.
         """
+        await _to_its_end(self._insert(meta, status))
+
+    async def _insert(self, meta: Meta, status: Status) -> None:
         key = self._key(meta)
         holder = meta.id if meta.id in self._records else self._ids.get(key)
         if holder is not None:
@@ -219,11 +265,11 @@ class Table(Generic[Meta, Status]):
         Raises:
             NotFound: no such record (any more).
         """
-        lock = self._locks.setdefault(id_, asyncio.Lock())
-        async with lock:
-            record = self._records.get(id_)
-            if record is None:
-                raise NotFound(f'no {self._name} with id "{id_}"')
+        return await _to_its_end(self._update(id_, change))
+
+    async def _update(self, id_: str, change: Callable[[Status], Status]) -> Status:
+        async with self._lock(id_):
+            record = self._records[id_]
             status = change(record.status)
             if status != record.status:
                 await self._db.execute(
@@ -235,16 +281,46 @@ class Table(Generic[Meta, Status]):
 
     async def delete(self, id_: str) -> None:
         """Forgets a record; nothing to do where there is none."""
-        lock = self._locks.setdefault(id_, asyncio.Lock())
-        async with lock:
-            await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
-            record = self._records.pop(id_, None)
-            if record is not None:
-                self._ids.pop(self._key(record.meta), None)
-        self._locks.pop(id_, None)
+        await _to_its_end(self._delete(id_))
+
+    async def _delete(self, id_: str) -> None:
+        with contextlib.suppress(NotFound):
+            async with self._lock(id_):
+                await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
+                record = self._records.pop(id_)
+                del self._ids[self._key(record.meta)]
+                del self._locks[id_]
+
+    @contextlib.asynccontextmanager
+    async def _lock(self, id_: str) -> AsyncIterator[None]:
+        """Holds the record alone; there are locks for records only, so they don't pile up."""
+        if id_ in self._records:
+            async with self._locks.setdefault(id_, asyncio.Lock()):
+                if id_ in self._records:
+                    yield
+                    return
+        raise NotFound(f'no {self._name} with id "{id_}"')
 
 
-def _check_version(record: Record[Meta, Status]) -> None:
+async def _to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """A caller that goes away doesn't part what is in the file from what is in memory."""
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(_seen)
+        raise
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # it was for the caller, who has left
+
+
+def _check_version(record: Record[Meta, Status], what: str) -> None:
     newest = max(record.meta.version, record.status.version)
     if newest > VERSION:
-        raise DataLoss(f"version {newest} is newer than {VERSION}, the newest known")
+        raise FailedPrecondition(
+            f"{what}: version {newest} is newer than {VERSION}, the newest this version knows: run"
+            " the version that wrote it"
+        )

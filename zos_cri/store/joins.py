@@ -21,7 +21,7 @@ class Joins(Generic[Result]):
     """Operations under way, by key."""
 
     def __init__(self) -> None:
-        self._running: dict[str, tuple[bytes, asyncio.Task[Result]]] = {}
+        self._running: dict[object, tuple[bytes, asyncio.Task[Result]]] = {}
 
     async def run(
         self, key: str, fingerprint: bytes, operation: Callable[[], Awaitable[Result]]
@@ -39,16 +39,30 @@ class Joins(Generic[Result]):
         """
         running = self._running.get(key)
         if running is None:
-            task = asyncio.ensure_future(_run(operation))
-            self._running[key] = (fingerprint, task)
-            task.add_done_callback(lambda done: self._ended(key, done))
-        else:
-            if running[0] != fingerprint:
-                raise AlreadyExists(f'"{key}" is being created with another configuration')
-            task = running[1]
-        return await asyncio.shield(task)
+            return await asyncio.shield(self._begin(key, fingerprint, operation))
+        if running[0] != fingerprint:
+            raise AlreadyExists(f'"{key}" is being created with another configuration')
+        return await asyncio.shield(running[1])
 
-    def _ended(self, key: str, task: asyncio.Task[Result]) -> None:
+    async def alone(self, operation: Callable[[], Awaitable[Result]]) -> Result:
+        """The same for an operation that none can join."""
+        return await asyncio.shield(self._begin(object(), b"", operation))
+
+    async def ended(self, key: str) -> None:
+        """Waits for the end of the operation under way with this key, whatever its result."""
+        running = self._running.get(key)
+        if running is not None:
+            await asyncio.wait((running[1],))
+
+    def _begin(
+        self, key: object, fingerprint: bytes, operation: Callable[[], Awaitable[Result]]
+    ) -> asyncio.Task[Result]:
+        task = asyncio.create_task(_run(operation))
+        self._running[key] = (fingerprint, task)
+        task.add_done_callback(lambda done: self._ended(key, done))
+        return task
+
+    def _ended(self, key: object, task: asyncio.Task[Result]) -> None:
         del self._running[key]
         if not task.cancelled():
             task.exception()  # seen, even where every caller has left
