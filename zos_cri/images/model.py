@@ -166,6 +166,13 @@ class Auth(msgspec.Struct, frozen=True):
         return f"Auth({', '.join(given)})"
 
 
+class Floor(msgspec.Struct, frozen=True):
+    """Below `rate` bytes a second for `window` seconds, a transfer counts as stalled."""
+
+    rate: float = 1024.0
+    window: float = 30.0
+
+
 def parse_config(raw: bytes) -> tuple[ImageConfig, dict[str, Any]]:
     """An image configuration's part for containers, and the whole document.
 

@@ -8,30 +8,33 @@ first and from the disk afterwards; an image's data come the other way round.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import re
 import shutil
-import stat
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zos_cri.errors import FailedPrecondition, InvalidArgument, NotFound
-from zos_cri.images import builtin
+from zos_cri.images import builtin, rootfs, sweep
 from zos_cri.images.catalog import Catalog
+from zos_cri.images.jobs import Fetching
 from zos_cri.images.layout import Layout, sync_directory
 from zos_cri.images.merged import MergedView
 from zos_cri.images.model import FsInfo, Image, Layer, NewImage, Usage
+from zos_cri.images.pulls import PullProgress, PullReport, Pulls
 from zos_cri.images.usage import tree_usage
-from zos_cri.linux.mount import Mount
 from zos_cri.log import get_log
 from zos_cri.wire import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+
+    from zos_cri.images.model import Auth
+    from zos_cri.images.sweep import GcReport
+    from zos_cri.linux.mount import Mount
 
 _log = get_log(__name__)
 T = TypeVar("T")
@@ -60,11 +63,22 @@ def normal_key(ref: str) -> str:
 class ImageStore:
     """All images of this host. `start` first, `aclose` last."""
 
-    def __init__(self, root: Path, *, busybox: Path = builtin.BUSYBOX) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        busybox: Path = builtin.BUSYBOX,
+        certs_dirs: Sequence[Path] = (),
+        fetching: Fetching | None = None,
+        on_report: Callable[[PullReport], None] | None = None,
+    ) -> None:
         """
         Args:
             root: the store's directory; it belongs to this object alone while it is open.
             busybox: a statically linked busybox, for the built-in image.
+            certs_dirs: trees of `<registry>/hosts.toml`; the first that knows a registry counts.
+            fetching: how pulls deal with the network and the disk.
+            on_report: told of each pull's end.
         """
         self.layout = Layout(root)
         self._busybox = busybox
@@ -76,7 +90,11 @@ class ImageStore:
         self._files: dict[tuple[str, str, int], bytes | None] = {}
         self._upper_usage: dict[str, Usage] = {}
         self._builtin = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._leases: dict[object, frozenset[str]] = {}
+        self._pulls = Pulls(
+            self, fetching=fetching or Fetching(), certs_dirs=certs_dirs, on_report=on_report
+        )
 
     # Opening and closing
 
@@ -104,20 +122,11 @@ class ImageStore:
         numbers = [int(entry) for entry in os.listdir(self.layout.layers) if entry.isdigit()]
         self._next_layer = max([0, *numbers, *(x.n for x in catalog.layers.values())]) + 1
         self._catalog = catalog
-        self._discard_strays(catalog)
-
-    def _discard_strays(self, catalog: Catalog) -> None:
-        """Moves into the trash what a kill left without a record, before anyone can come upon it.
-
-        Containers' directories without a record are left to the module, which knows its
-        containers and releases those that it doesn't.
-        """
-        known = {str(layer.n) for layer in catalog.layers.values()} | {"0"}
-        for name in set(os.listdir(self.layout.layers)) - known:
-            self._discard(self.layout.layers / name)
+        sweep.discard_strays(catalog, self.layout)
 
     async def aclose(self) -> None:
-        """Ends background work and closes the catalogue."""
+        """Ends pulls and background work, and closes the catalogue."""
+        await self._pulls.aclose()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -248,6 +257,43 @@ class ImageStore:
 
     # Images come
 
+    async def pull(
+        self, ref: str, auth: Auth | None = None, *, timeout: float | None = None
+    ) -> str:
+        """Pulls an image, or joins who is pulling it with the same credentials.
+
+        The work goes on as long as one caller waits for it; when the last one is cancelled it
+        ends and leaves nothing behind.
+
+        Returns:
+            The image's id.
+
+        Raises:
+            InvalidArgument: `ref` is no reference, or `auth` is malformed.
+            NotFound, PermissionDenied, RegistryUnavailable, DataLoss, ResourceExhausted, …: one
+                line that names the hosts that were tried, or the layer, and why each failed.
+            DeadlineExceeded: `timeout` (seconds) ran out.
+        """
+        if ref.startswith("localhost/") and normal_key(ref) == builtin.NAME:
+            return (await self.ensure_builtin()).id
+        return await self._pulls.pull(ref, auth, timeout)
+
+    def progress(self, ref: str) -> PullProgress | None:
+        """How far the pull of a reference is; None where none is under way."""
+        return self._pulls.progress(ref)
+
+    def all_progress(self) -> tuple[PullProgress, ...]:
+        """Of every pull under way."""
+        return self._pulls.all_progress()
+
+    async def commit(self, new: NewImage) -> Image:
+        """Takes over an image that a worker has made."""
+        return await self._write(self._commit, new)
+
+    async def add_names(self, image_id: str, names: tuple[str, ...]) -> Image:
+        """Further names for an image that is here."""
+        return await self._write(self.catalog.add_names, image_id, names)
+
     async def ensure_builtin(self) -> Image:
         """The built-in image, made from the distribution's busybox if it isn't there yet.
 
@@ -264,16 +310,15 @@ class ImageStore:
 
     def _make_builtin(self, staging: Path, applets: Sequence[str]) -> Image:
         shutil.rmtree(staging, ignore_errors=True)
-        new = builtin.make(staging, self._busybox, applets, self.layout.blob)
-        return self._commit(new, pinned=True)
+        return self._commit(builtin.make(staging, self._busybox, applets, self.layout.blob))
 
-    def _commit(self, new: NewImage, *, pinned: bool = False) -> Image:
+    def _commit(self, new: NewImage) -> Image:
         """Takes over what a worker made: directories into their places, then the records."""
         catalog = self.catalog
         layers: list[Layer] = []
         for made in new.layers:
             if made.chain_id in catalog.layers:  # somebody else was faster
-                self._discard(self.layout.ingest / made.staged)
+                sweep.discard(self.layout, Path(made.staged))
                 continue
             number = self._next_layer
             self._next_layer += 1
@@ -288,10 +333,10 @@ class ImageStore:
         ]
         if missing:  # removed since the worker was told that they are there
             for layer in layers:
-                self._discard(self.layout.layer(layer.n))
+                sweep.discard(self.layout, self.layout.layer(layer.n))
             raise FailedPrecondition(f"image {new.id}: layer {missing[0]} has gone: pull it again")
         sync_directory(self.layout.layers)
-        return catalog.add_image(new, layers, pinned=pinned)
+        return catalog.add_image(new, layers, pinned=builtin.NAME in new.names)
 
     # Images go
 
@@ -306,35 +351,42 @@ class ImageStore:
         image = self.find(ref)
         if image is None:
             return
-        await self._write(self.catalog.remove_image, image.id)
+        leased = frozenset(what for lease in self._leases.values() for what in lease)
+        await self._write(self._remove, image.id, leased)
         self._forget_files(image.id)
         self._background(self._sweep())
+
+    def _remove(self, image_id: str, leased: frozenset[str]) -> None:
+        archives = {blob.digest for blob in self.catalog.blobs_of(image_id)}
+        self.catalog.remove_image(image_id)
+        sweep.drop_archives(self.catalog, self.layout, archives - leased)
 
     def _forget_files(self, image_id: str) -> None:
         self._files = {key: value for key, value in self._files.items() if key[0] != image_id}
 
-    async def _sweep(self) -> None:
-        """Removes layers and archives that nothing needs, and empties the trash."""
-        await self._write(self._collect)
+    async def gc(self) -> GcReport:
+        """Removes all that no image, container or pull needs; unlike `remove`, leftovers of
+        failed pulls too, which are kept for a while otherwise to be gone on with.
+        """
+        return await self._sweep(grace=0)
+
+    async def _sweep(self, *, grace: float = sweep.GRACE) -> GcReport:
+        leased = frozenset(what for lease in self._leases.values() for what in lease)
+        report = await self._write(sweep.collect, self.catalog, self.layout, leased, grace)
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._sweeper, _empty, self.layout.trash)
+        await loop.run_in_executor(self._sweeper, sweep.empty_trash, self.layout)
+        return report
 
-    def _collect(self) -> None:
-        unused = self.catalog.unused_layers()
-        if unused:
-            self.catalog.drop_layers([layer.chain_id for layer in unused])
-            for layer in unused:
-                self._discard(self.layout.layer(layer.n))
-        used = self.catalog.used_blobs()
-        for algorithm in self.layout.blobs.iterdir():
-            for blob in algorithm.iterdir():
-                if f"{algorithm.name}:{blob.name}" not in used:
-                    blob.unlink()
+    def lease(self, key: object, what: frozenset[str]) -> None:
+        """Keeps chain ids and archives' digests from being collected until `end_lease`."""
+        self._leases[key] = what
 
-    def _discard(self, path: Path) -> None:
-        """Moves a tree into the trash, which is one rename; `_empty` does the work later."""
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, self.layout.trash / f"{time.monotonic_ns()}-{path.name}")
+    async def end_lease(self, key: object, *, drop_partials: bool) -> None:
+        """Ends a lease; with `drop_partials` what was fetched under it alone goes at once."""
+        mine = self._leases.pop(key, frozenset())
+        if drop_partials:
+            others = frozenset(what for lease in self._leases.values() for what in lease)
+            await self._write(sweep.drop_archives, self.catalog, self.layout, mine - others)
 
     # Containers' root filesystems
 
@@ -348,36 +400,26 @@ class ImageStore:
             NotFound: no such image.
             InvalidArgument: the id can't be a directory's name.
         """
-        if not _CONTAINER_ID.fullmatch(container_id):
-            raise InvalidArgument(f"container id {container_id!r}: not a plain name")
+        _check_id(container_id)
         return await self._write(self._prepare, image_id, container_id)
 
     def _prepare(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
         image = self._image(image_id)
         self.catalog.add_container(container_id, image_id, image.chain_ids)
-        lowers = self._layer_paths(image.chain_ids) or (self.layout.layer(0),)
-        base = self.layout.container(container_id)
-        upper, work = base / "fs", base / "work"
-        base.mkdir(mode=0o700, exist_ok=True)
-        work.mkdir(mode=0o700, exist_ok=True)
-        # An earlier `volatile` mount that was never used to an end would forbid this one.
-        shutil.rmtree(work / "work", ignore_errors=True)
-        if not upper.exists():
-            _make_upper(upper, lowers[-1])
-        options = [f"lowerdir={':'.join(str(path) for path in reversed(lowers))}"]
-        options += [f"upperdir={upper}", f"workdir={work}", *overlay_options()]
-        return (Mount(type="overlay", source="overlay", options=tuple(options)),)
+        return rootfs.prepare(
+            self.layout.container(container_id),
+            self._layer_paths(image.chain_ids) or (self.layout.layer(0),),
+        )
 
     async def release_rootfs(self, container_id: str) -> None:
         """Removes a container's writable layer, which must be unmounted. Idempotent."""
-        if not _CONTAINER_ID.fullmatch(container_id):
-            raise InvalidArgument(f"container id {container_id!r}: not a plain name")
+        _check_id(container_id)
         self._upper_usage.pop(container_id, None)
         await self._write(self._release, container_id)
         self._background(self._sweep())
 
     def _release(self, container_id: str) -> None:
-        self._discard(self.layout.container(container_id))
+        sweep.discard(self.layout, self.layout.container(container_id))
         if container_id in self.catalog.containers:
             self.catalog.remove_container(container_id)
 
@@ -402,43 +444,10 @@ class ImageStore:
         return usage
 
 
-def overlay_options() -> tuple[str, ...]:
-    """What every overlay of a container is mounted with.
-
-    `index=off`: an upper directory may be seen from two mounts for a moment (shim and debugger),
-    which an index forbids. `volatile` (Linux 5.10): a container's layer needs no sync at unmount;
-    it doesn't outlive a crash of the host anyway.
-    """
-    options: tuple[str, ...] = ("index=off",)
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if release is not None and (int(release[1]), int(release[2])) >= (5, 10):
-        options += ("volatile",)
-    return options
-
-
-def _make_upper(upper: Path, top: Path) -> None:
-    """The upper directory's owner and mode are those that the merged root shows: the image's."""
-    status = os.stat(top)
-    upper.mkdir(mode=0o700)
-    os.chown(upper, status.st_uid, status.st_gid)
-    os.chmod(upper, stat.S_IMODE(status.st_mode))
-    for name in os.listxattr(top):
-        if not name.startswith("trusted.overlay."):
-            with contextlib.suppress(OSError):  # a label that this filesystem doesn't take
-                os.setxattr(upper, name, os.getxattr(top, name))
+def _check_id(container_id: str) -> None:
+    if not _CONTAINER_ID.fullmatch(container_id):
+        raise InvalidArgument(f"container id {container_id!r}: not a plain name")
 
 
 def _read_all(view: MergedView, paths: Sequence[str], limit: int) -> dict[str, bytes | None]:
     return {path: view.read(os.fsencode(path), limit) for path in paths}
-
-
-def _empty(trash: Path) -> None:
-    """Removes all that is in the trash; what can't be removed now is tried again next time."""
-    for entry in os.scandir(trash):
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
-        except OSError as error:
-            _log.warning("can't remove", path=entry.path, error=error)

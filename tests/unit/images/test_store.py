@@ -159,7 +159,7 @@ async def test_what_no_record_names_is_gone_after_a_start(tmp_path: Path) -> Non
 
     second = ImageStore(tmp_path / "images")
     await second.start()
-    await settled(second)
+    await second.gc()
     assert {entry.name for entry in layout.layers.iterdir()} == {"0", "1"}
     assert len(list((layout.blobs / "sha256").iterdir())) == 1
     assert list(layout.trash.iterdir()) == []
