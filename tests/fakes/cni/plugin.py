@@ -36,7 +36,8 @@ def note(directory: str, kind: str, command: str, stdin: str) -> int:
         file.flush()
         file.seek(0)
         before = [json.loads(line) for line in file]
-    return sum(e["plugin"] == kind and e["env"]["CNI_COMMAND"] == command for e in before) - 1
+    same = [e for e in before if (e["plugin"], e["env"]["CNI_COMMAND"]) == (kind, command)]
+    return len(same) - 1
 
 
 def act(step: dict, command: str, request: dict) -> int:  # type: ignore[type-arg]

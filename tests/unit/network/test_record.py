@@ -85,6 +85,20 @@ def test_a_write_that_was_cut_short_changes_nothing(records: Records, tmp_path: 
     assert not (tmp_path / "cni" / "abc").exists()
 
 
+def test_a_write_that_fails_leaves_the_former(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.save(RECORD)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        records.save(msgspec.structs.replace(RECORD, begun=2))
+    assert [each.begun for each in records.of("abc")] == [1]
+
+
 @pytest.mark.parametrize("data", ["", "{", "[]", '{"format":1}', "\0\0\0", '{"format":"x"}'])
 def test_a_damaged_one_still_says_what_it_is_of(
     records: Records, tmp_path: Path, data: str

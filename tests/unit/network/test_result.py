@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -146,8 +147,8 @@ class TestRefused:
             parse(data, ifname="eth0")
 
     @given(st.binary(max_size=100))
-    def test_nothing_else_is_raised(self, data: Any) -> None:
-        with pytest.raises(BadResult):
+    def test_nothing_else_is_raised(self, data: bytes) -> None:
+        with contextlib.suppress(BadResult):
             parse(b"{" + data, ifname="eth0")
 
 
