@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from zos_cri.errors import Unavailable
 
@@ -157,6 +157,11 @@ class Link(asyncio.Protocol):
             self._transport.abort()
 
     @property
+    def reading(self) -> bool:
+        """Whether bytes are taken from the client now."""
+        return self._transport is not None and self._transport.is_reading()
+
+    @property
     def queued(self) -> int:
         """Bytes that the kernel hasn't taken yet."""
         return 0 if self._transport is None else self._transport.get_write_buffer_size()
@@ -191,9 +196,9 @@ class Link(asyncio.Protocol):
     # For asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH, low=_WRITE_LOW)
+        # uvloop's transports don't inherit from asyncio's.
+        self._transport = writable = cast("asyncio.Transport", transport)
+        writable.set_write_buffer_limits(high=WRITE_HIGH, low=_WRITE_LOW)
         _keep_alive(transport.get_extra_info("socket"))
         self._receiver = self._accept(self)
 

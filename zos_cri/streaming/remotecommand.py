@@ -93,8 +93,7 @@ async def serve_process(plan: Plan, streams: Mapping[StreamType, Stream]) -> Non
     Raises:
         ConnectionLost, StreamReset: the client went away.
     """
-    error_stream = streams[StreamType.ERROR]
-    error_stream.discard()  # clients send nothing here
+    streams[StreamType.ERROR].discard()  # clients send nothing here
     try:
         status = await _run(plan, streams)
     except (Error, OSError) as error:
@@ -102,10 +101,19 @@ async def serve_process(plan: Plan, streams: Mapping[StreamType, Stream]) -> Non
             raise
         _log.info("streaming session failed", what=plan.failure, error=one_line(error))
         status = failure_status(plan.version, f"{plan.failure}: {one_line(error)}")
-    if status:
-        await error_stream.write(status)
-    # The error stream ends first: version 1 clients look no further once the outputs have ended.
-    error_stream.write_eof()
+    await _say(status, streams)
+
+
+async def say_failure(version: int, text: str, streams: Mapping[StreamType, Stream]) -> None:
+    """Ends a session that didn't come to run anything."""
+    await _say(failure_status(version, text), streams)
+
+
+async def _say(status: bytes, streams: Mapping[StreamType, Stream]) -> None:
+    if status and StreamType.ERROR in streams:
+        await streams[StreamType.ERROR].write(status)
+        # It ends first: version 1 clients look no further once the outputs have ended.
+        streams[StreamType.ERROR].write_eof()
     for stream in streams.values():
         stream.write_eof()
 

@@ -18,7 +18,13 @@ from zos_cri.streaming.http import (
 )
 from zos_cri.streaming.link import ConnectionLost
 from zos_cri.streaming.portforward import Forwarder, forward
-from zos_cri.streaming.remotecommand import DRAIN_TIMEOUT, Plan, StreamCollector, serve_process
+from zos_cri.streaming.remotecommand import (
+    DRAIN_TIMEOUT,
+    Plan,
+    StreamCollector,
+    say_failure,
+    serve_process,
+)
 from zos_cri.streaming.spdy import SpdySession
 from zos_cri.streaming.stream import StreamReset
 from zos_cri.wire import portforward as pf
@@ -132,7 +138,10 @@ class Sessions:
             async with asyncio.timeout(self._creation_timeout):
                 await collector.complete()
         except TimeoutError:
+            text = f"timed out waiting for the client's streams: {collector.missing}"
             _log.info("client opened too few streams", missing=collector.missing)
+            await say_failure(plan.version, text, collector.streams)
+            session.goaway()
             return
         await serve_process(plan, collector.streams)
         session.goaway()

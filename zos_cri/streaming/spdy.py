@@ -45,6 +45,7 @@ class SpdyStream:
         self._window: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._eof_written = False
+        self._gone = asyncio.Event()
         self.inbox = Inbox(session.gauge, self._consumed)
 
     async def read(self, limit: int = CHUNK) -> bytes:
@@ -81,10 +82,14 @@ class SpdyStream:
     def discard(self) -> None:
         self.inbox.discard()
 
+    async def wait_reset(self) -> None:
+        await self._gone.wait()
+
     # For the session.
 
     def fail(self, error: Exception) -> None:
         self._error = error
+        self._gone.set()
         self.inbox.fail(error)
         self.window_opened()
 

@@ -56,6 +56,10 @@ class Stream(Protocol):
         """Drops what the peer sent and will send: nobody reads it any more."""
         ...
 
+    async def wait_reset(self) -> None:
+        """Returns when the peer has reset it, even while nobody reads or writes."""
+        ...
+
 
 class Gauge:
     """How much a session holds for its readers; pauses and resumes the source of it."""

@@ -6,6 +6,7 @@ The library is imported here and this module on the first WebSocket request: it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import typing
 from http import HTTPStatus
@@ -197,6 +198,9 @@ class Channel:
 
     def discard(self) -> None:
         self.inbox.discard()
+
+    async def wait_reset(self) -> None:
+        await asyncio.get_running_loop().create_future()  # never: see above
 
 
 class ChannelSession:

@@ -17,7 +17,8 @@ rule and one that doesn't must both work, so this side finds out which it has:
 
 - Sending. A peer's windows bind us from the first SETTINGS or WINDOW_UPDATE it sends; until then
   there is nothing that would ever open a closed window again. (The windows are kept count of from
-  the start, so that they are right when they begin to bind.)
+  the start, so that they are right when they begin to bind.) If we have sent beyond one by then,
+  the peer has borne it, and they never bind.
 - Receiving. WINDOW_UPDATEs go out as the application consumes. A peer that sent beyond its window
   doesn't keep count, so it gets no more of them: they would only fill its queues. Its overrun is
   no error; the caller bounds memory by not reading from the socket.
@@ -224,7 +225,8 @@ class Session:
         self._last_peer_id = 0
         self._session = _Stream(INITIAL_WINDOW)  # 2.6.8: stream 0 is the session's window
         self._peer_initial_window = INITIAL_WINDOW
-        self._peer_keeps_windows = False  # it has sent SETTINGS or WINDOW_UPDATE
+        self._bound = False  # by the peer's windows: it has shown that it opens them
+        self._overran = False  # we have sent beyond one before it did
         self._peer_overruns = False  # it has sent beyond a window
         self._goaway_sent = False
         self._failed = False
@@ -279,7 +281,7 @@ class Session:
         stream = self._streams.get(stream_id)
         if stream is None or _Input.SEND_DATA not in TRANSITIONS[stream.state]:
             return 0
-        if not self._peer_keeps_windows:
+        if not self._bound:
             return _UNBOUND
         return max(0, min(stream.send_window, self._session.send_window, _UNBOUND))
 
@@ -293,8 +295,10 @@ class Session:
         if len(data) > self.sendable(stream_id):
             raise LocalProtocolError(f"{len(data)} bytes exceed the window of stream {stream_id}")
         self._send(Data(stream_id, data, fin=fin))
-        self._streams[stream_id].send_window -= len(data)
+        stream = self._streams[stream_id]
+        stream.send_window -= len(data)
         self._session.send_window -= len(data)
+        self._overran |= not self._bound and min(stream.send_window, self._session.send_window) < 0
         if fin:
             self._step(stream_id, _Input.SEND_END)
 
@@ -337,15 +341,11 @@ class Session:
         self._send(Settings(tuple(settings.items())))
 
     @property
-    def open_streams(self) -> int:
-        """Streams that aren't over in both directions."""
+    def open_streams(self) -> int:  # not over in both directions
         return len(self._streams)
 
-    def is_open(self, stream_id: int) -> bool:
-        """Whether either direction of a stream is still open."""
+    def is_open(self, stream_id: int) -> bool:  # in either direction
         return stream_id in self._streams
-
-    # Inside.
 
     def _send(self, frame: Frame) -> None:
         self._output.append(self._encoder.encode(frame))
@@ -462,7 +462,7 @@ class Session:
             self._events.append(StreamEnded(stream_id))
 
     def _window_update(self, frame: WindowUpdate) -> None:
-        self._peer_keeps_windows = True
+        self._bound = not self._overran
         stream = self._session if not frame.stream_id else self._streams.get(frame.stream_id)
         if stream is None:
             return  # it has ended
@@ -475,7 +475,7 @@ class Session:
             raise ProtocolError("the session's window exceeds 2^31-1")
 
     def _settings(self, frame: Settings) -> None:
-        self._peer_keeps_windows = True
+        self._bound = not self._overran
         for key, value in frame.values:
             if key == SettingId.INITIAL_WINDOW_SIZE:
                 if value > _MAX_WINDOW:
