@@ -204,7 +204,7 @@ def load(directory: str, max_conf_num: int) -> tuple[NetworkConf, ...]:
 class ConfDir:
     """A configuration directory that is read again when it changed, and only then.
 
-    To look is a handful of stat calls (20 µs); no thread, no inotify watch that could be lost.
+    To look is a handful of stat calls; no thread, no inotify watch that could be lost.
     """
 
     def __init__(self, directory: str, max_conf_num: int) -> None:

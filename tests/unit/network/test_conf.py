@@ -280,5 +280,5 @@ class TestChanges:
         begun = time.perf_counter()
         for _ in range(100):
             confs.networks()
-        # 0.05 ms on a quiet machine; the bound only says that nothing is read or parsed.
+        # The bound only says that nothing is read or parsed.
         assert (time.perf_counter() - begun) / 100 < 0.005
