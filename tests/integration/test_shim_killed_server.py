@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
 GROUPS = 4
-ROUNDS = 10
+ROUNDS = 6
 # Starting four shims takes about 80 ms.
 LATEST = 0.12
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -24,23 +23,23 @@ import msgspec
 from zos_cri import errors
 from zos_cri.linux import blocking
 from zos_cri.linux.mount import mounts_below
-from zos_cri.linux.spawn import PidFd, start_time
+from zos_cri.linux.spawn import PidFd
 from zos_cri.log import get_log
 from zos_cri.shim import bundle, processes
 from zos_cri.shim.bundle import Record
-from zos_cri.shim.client import Redialler, socket_path
-from zos_cri.shim.handler import Handler
 from zos_cri.shim.launch import Features, features, find_binary
 from zos_cri.shim.logs import LogPump
-from zos_cri.shim.task import Exit, TaskClient
+from zos_cri.shim.shim import DeadShim, Shim, client, prove
+from zos_cri.shim.task import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from zos_cri.shim.bootstrap import Result
+    from zos_cri.shim.handler import Handler
     from zos_cri.shim.launch import Launcher
 
-    _Task = tuple[Redialler, TaskClient]
+__all__ = ["DeadShim", "Shim", "ShimManager"]
 
 _log = get_log(__name__)
 T = TypeVar("T")
@@ -59,84 +58,6 @@ CUT_OFF_POLL: Final = 0.02
 # `delete`s at once: each runs the shim's binary and the OCI runtime.
 MAX_DELETES: Final = 8
 UNKNOWN_EXIT: Final = 255  # a container whose end nobody saw
-
-
-class Shim:
-    """A running shim.
-
-    Attributes:
-        group: the pod's id; its bundle is `bundle`.
-        task: its Task API; it dials again when the connection is gone.
-    """
-
-    def __init__(
-        self, record: Record, pidfd: PidFd, *, bundle: Path, log: LogPump, task: _Task
-    ) -> None:
-        self.group = record.group
-        self.handler = record.handler
-        self.bundle = bundle
-        self.record = record
-        self.connection, self.task = task
-        self.stopping = False
-        self._closed = False
-        self._pidfd = pidfd
-        self._log = log
-
-    @property
-    def pid(self) -> int:
-        return self.record.pid
-
-    @property
-    def address(self) -> str:
-        return self.record.address
-
-    @property
-    def version(self) -> int:
-        """Of its Task API: 2 or 3."""
-        return self.task.version
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process runs; it may not answer for all that. False once it is let go."""
-        return not self._closed and self._pidfd.alive
-
-    async def gone(self, timeout: float | None = None) -> bool:
-        """Waits for its process to end; False where `timeout` seconds ran out before."""
-        return await self._pidfd.wait(timeout)
-
-    def kill(self) -> None:
-        """SIGKILL to this very process. Its containers live on without it."""
-        if self.alive:
-            with contextlib.suppress(ProcessLookupError):
-                self._pidfd.send_signal(signal.SIGKILL)
-
-    async def close(self) -> None:
-        """Lets go of it; the process isn't touched."""
-        self._closed = True
-        await self.connection.close()
-        self._log.close()
-        self._pidfd.close()
-
-    def __repr__(self) -> str:
-        return f"<Shim {self.group} pid={self.pid} v{self.version}>"
-
-
-class DeadShim(msgspec.Struct, frozen=True):
-    """A shim proved dead, after `delete` was run for each of its containers.
-
-    Attributes:
-        pid: 0 for one that was about to be started when we were killed.
-        exits: of every container that has a bundle, by id, also of those that had ended or were
-            never created: keep what you know better. From the shim's notes where it made any (2.3
-            and later), else 137; 255 where `delete` failed.
-        failures: of those `delete`s, by container id; the next `stop` of the group tries again.
-    """
-
-    group: str
-    handler: Handler
-    pid: int
-    exits: dict[str, Exit]
-    failures: dict[str, str] = {}
 
 
 class ShimManager:
@@ -260,18 +181,18 @@ class ShimManager:
         record = msgspec.structs.replace(
             record, address=result.address, protocol=result.protocol, version=result.version
         )
-        connection, task = _client(record, self._namespace)
+        connection, task = client(record, self._namespace)
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(connection.close)
             connected = await task.connect(record.group, timeout=self._connect_timeout)
-            pidfd, started = await blocking.call(_prove, connected.shim_pid, path, record)
+            pidfd, started = await blocking.call(prove, connected.shim_pid, path, record)
             undo.callback(pidfd.close)
             record = msgspec.structs.replace(
                 record, version=task.version, pid=pidfd.pid, start_time=started
             )
             await blocking.call(bundle.write_record, path, record)
             undo.pop_all()
-        return Shim(record, pidfd, bundle=path, log=log, task=(connection, task))
+        return Shim(record, pidfd, bundle=path, log=log, client=(connection, task))
 
     def _watch(self, shim: Shim) -> None:
         self._shims[shim.group] = shim
@@ -358,8 +279,7 @@ class ShimManager:
                 await self._launcher.kill(record.group, path)
             return await self._clean_up(record, path, containers)
         log = LogPump(path / bundle.LOG, group=record.group)
-        task = _client(record, self._namespace)
-        shim = Shim(record, pidfd, bundle=path, log=log, task=task)
+        shim = Shim(record, pidfd, bundle=path, log=log, client=client(record, self._namespace))
         self._watch(shim)
         try:
             await shim.task.connect(record.group, timeout=self._connect_timeout)
@@ -396,6 +316,8 @@ class ShimManager:
                 await asyncio.wait([watching])
             record = await blocking.call(bundle.read_record, self.bundles / group)
             if record is not None:
+                if not record.pid:  # a second look: its `start` may have been only about to run
+                    await self._launcher.kill(group, self.bundles / group)
                 await self._clean_up_remains(record)
         await blocking.call(bundle.remove, self.bundles / group)
 
@@ -487,33 +409,3 @@ def _forget(tasks: dict[str, asyncio.Task[T]], group: str, done: asyncio.Task[T]
 
 def find_binary_at(shim: str, path: str | None) -> str:
     return find_binary(shim, path=path)
-
-
-def _client(record: Record, namespace: str) -> _Task:
-    connection = Redialler(record.address, peer=f"shim {record.group}")
-    return connection, TaskClient(connection, version=record.version, namespace=namespace)
-
-
-def _prove(pid: int, path: Path, record: Record) -> tuple[PidFd, int]:
-    """A descriptor of the process that a shim says it is, and its start time; blocks.
-
-    Raises:
-        FailedPrecondition: that process isn't the shim.
-    """
-    pidfd = PidFd.open(pid) if pid else None
-    if pidfd is None:
-        raise errors.FailedPrecondition(f"shim for {record.group}: its pid {pid} is no process")
-    try:
-        started = start_time(pid)
-        if not (
-            processes.is_shim(pid, path, record.group)
-            or processes.listens_on(pid, socket_path(record.address))
-        ):
-            raise errors.FailedPrecondition(
-                f"shim for {record.group}: pid {pid} neither runs in {path}"
-                f" nor listens on {record.address}"
-            )
-    except BaseException:
-        pidfd.close()
-        raise
-    return pidfd, started

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # A `start` that is killed may have started a server just before, that one no further.
-_ROUNDS: Final = 5
+_ROUNDS: Final = 8
+# For how long a process may have no command line because it is in the midst of an exec.
+_EXEC_TIME: Final = 0.2
 _LISTENING: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
 
 
@@ -30,10 +32,20 @@ def is_shim(pid: int, bundle: Path, group: str) -> bool:
     try:
         if os.readlink(f"/proc/{pid}/cwd") != os.fspath(bundle):
             return False
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return group.encode() in file.read(65536).split(b"\0")
+        return group.encode() in _arguments(pid)
     except OSError:
         return False
+
+
+def _arguments(pid: int) -> list[bytes]:
+    """A process's command line. In the midst of an exec it is empty: then it is asked again."""
+    deadline = time.monotonic() + _EXEC_TIME
+    while True:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            arguments = file.read(65536)
+        if arguments or time.monotonic() > deadline:
+            return arguments.split(b"\0")
+        time.sleep(0.001)
 
 
 def runs_for(shim: int, container: str) -> list[int]:
@@ -43,8 +55,7 @@ def runs_for(shim: int, container: str) -> list[int]:
 
 def _names(pid: int, word: str) -> bool:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            return word.encode() in file.read(65536).split(b"\0")
+        return word.encode() in _arguments(pid)
     except OSError:
         return False
 
@@ -86,13 +97,17 @@ def kill_of_bundle(bundle: Path, group: str, *, timeout: float = 5.0) -> list[in
     """
     killed: list[int] = []
     deadline = time.monotonic() + timeout
+    empty = 0
     for _ in range(_ROUNDS):
         pids = of_bundle(bundle, group)
-        if not pids:
-            break
         for pid in pids:
             _kill(pid, bundle, group, deadline)
         killed += pids
+        # Twice: one look through /proc can miss a child whose pid was passed before it was born,
+        # when its parent ends before its own is reached.
+        empty = 0 if pids else empty + 1
+        if empty == 2:
+            break
     return killed
 
 
