@@ -115,6 +115,7 @@ class Logger:
                 stream.finishing = True
                 stream.poke()
         self._wake(container)
+        self._loop.hurry()
         if container.deadline is None:
             container.deadline = self._loop.call_later(timeout, lambda: self._cut_off(container))
         self._check_end(container)

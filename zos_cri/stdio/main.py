@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri import log
+from zos_cri.linux import malloc
 from zos_cri.stdio import messages
 from zos_cri.stdio.control import Control, listen
 from zos_cri.stdio.logger import Logger
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _log = log.get_log(__name__)
 
 _READY: Final = b"+"
+_LARGEST_BUFFER: Final = 4 << 20  # a step's entries, at their worst
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,6 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _serve(options: argparse.Namespace, ready: int) -> int:
     _raise_descriptor_limit()
+    malloc.keep_freed_memory(_LARGEST_BUFFER, 2 * _LARGEST_BUFFER)
     with contextlib.ExitStack() as stack:
         loop = Loop()
         stack.callback(loop.close)

@@ -155,7 +155,7 @@ class Stream:
         if taken_over:
             self._part.load()
         # Edge-triggered, or an unterminated line in the FIFO would report without end.
-        self._loop.register(fd, select.EPOLLIN | select.EPOLLET, self._event)
+        self._loop.register(fd, select.EPOLLIN | select.EPOLLET, self._event, patient=True)
 
     def _event(self, events: int) -> None:
         if events & select.EPOLLHUP:
