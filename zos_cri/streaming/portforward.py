@@ -55,15 +55,24 @@ async def forward(backend: Backend, pod_id: str, port: int, data: Stream, error:
 
 
 async def _join(connection: Connection, data: Stream, error: Stream) -> None:
-    """Copies both ways until both have ended. Half-closes are passed on."""
-    from_client = asyncio.create_task(_from_client(connection, data))
-    from_pod = asyncio.create_task(_from_pod(connection, data, error))
+    """Copies both ways until both have ended, or the client resets. Half-closes are passed on."""
+    copies = {
+        asyncio.create_task(_from_client(connection, data)),
+        asyncio.create_task(_from_pod(connection, data, error)),
+    }
+    # Both may be waiting for the pod when the client gives the connection up.
+    reset = asyncio.create_task(data.wait_reset())
+    pending: set[asyncio.Task[None]] = set(copies)
     try:
-        done, _ = await asyncio.wait((from_client, from_pod), return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            await task
+        while pending:
+            done, _ = await asyncio.wait({reset, *pending}, return_when=asyncio.FIRST_COMPLETED)
+            if reset in done:
+                return
+            for task in done:
+                await task
+            pending -= done
     finally:
-        await cancel_all((from_client, from_pod))
+        await cancel_all({reset, *copies})
 
 
 async def _from_client(connection: Connection, data: Stream) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +36,7 @@ _log = get_log(__name__)
 # A child that outlives the command may keep its outputs open for ever. After the exit each output
 # is read until its end, or until nothing has come for so long.
 DRAIN_TIMEOUT: Final = 2.0
+VERSION_1_GRACE: Final = 1.0
 
 
 class StreamCollector:
@@ -101,7 +102,20 @@ async def serve_process(plan: Plan, streams: Mapping[StreamType, Stream]) -> Non
             raise
         _log.info("streaming session failed", what=plan.failure, error=one_line(error))
         status = failure_status(plan.version, f"{plan.failure}: {one_line(error)}")
+    if status and plan.version == 1:
+        await _say_to_version_1(status, streams[StreamType.ERROR])
+        status = b""
     await _say(status, streams)
+
+
+async def _say_to_version_1(status: bytes, error_stream: Stream) -> None:
+    # These clients are content when the outputs have ended, and forget to look at the error
+    # stream. So the outputs end only when the client, having read the error, has closed.
+    await error_stream.write(status)
+    error_stream.write_eof()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(VERSION_1_GRACE):
+            await error_stream.wait_reset()
 
 
 async def say_failure(version: int, text: str, streams: Mapping[StreamType, Stream]) -> None:
@@ -112,8 +126,6 @@ async def say_failure(version: int, text: str, streams: Mapping[StreamType, Stre
 async def _say(status: bytes, streams: Mapping[StreamType, Stream]) -> None:
     if status and StreamType.ERROR in streams:
         await streams[StreamType.ERROR].write(status)
-        # It ends first: version 1 clients look no further once the outputs have ended.
-        streams[StreamType.ERROR].write_eof()
     for stream in streams.values():
         stream.write_eof()
 
