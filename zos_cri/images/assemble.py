@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from zos_cri.errors import DataLoss, Error
-from zos_cri.images import lowerfix
+from zos_cri.images import lowerfix, trees
 from zos_cri.images.jobs import LayerProgress
 from zos_cri.images.layerfs import Limits
 from zos_cri.images.layout import Layout
@@ -152,7 +151,7 @@ class Assembler:
                     except DataLoss:
                         if not archive.retry():
                             raise
-                        shutil.rmtree(self.staged(index))
+                        trees.remove(self.staged(index))
                 archive.keep()
         except Error as error:
             raise type(error)(f"layer {blob.digest}: {error}") from error

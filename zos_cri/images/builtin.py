@@ -23,7 +23,7 @@ from zos_cri.images.model import (
     NewImage,
     NewLayer,
 )
-from zos_cri.images.usage import tree_usage
+from zos_cri.images.trees import tree_usage
 from zos_cri.linux import spawn
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.errors import DataLoss, InvalidArgument, ResourceExhausted
+from zos_cri.errors import DataLoss, ResourceExhausted
+from zos_cri.images import trees
+from zos_cri.images.directories import DIRECTORY, Directories, UnpackError
 from zos_cri.images.merged import OPAQUE_XATTR, is_whiteout
-from zos_cri.linux import syscalls
 from zos_cri.wire.tarheader import Entry, Kind
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ if TYPE_CHECKING:
 _WHITEOUT: Final = b".wh."
 _WHITEOUT_META: Final = b".wh..wh."
 _OPAQUE: Final = b".wh..wh..opq"
-_MAX_LINKS: Final = 40  # the kernel's own limit (ELOOP)
 _NAME_MAX: Final = 255
 _PATH_MAX: Final = 4096
-_OPEN_DIRECTORIES: Final = 64  # parents kept open; archives are written directory by directory
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Overlayfs' own marks must come from us: a forged redirect or metacopy reaches into other layers.
 _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
@@ -46,10 +43,6 @@ _MAX_TIME: Final = ((1 << 34) - (1 << 31) - 1) * 1_000_000_000
 # How much may be written between two looks at the free space.
 _SPACE_STEP: Final = 64 << 20
 _INODE_COST: Final = 4096  # what an entry without data counts, in bytes
-
-
-class UnpackError(InvalidArgument):
-    """The archive holds what no layer may; the message names the entry."""
 
 
 class Limits:
@@ -71,39 +64,47 @@ class LayerWriter:
     It sets the process' umask to 0 for good, so it belongs into a worker process.
 
     Attributes:
-        implied: directories that were made without an entry of their own, parents first.
         missing_links: hard links to what this layer doesn't have: (path, target).
     """
 
     def __init__(self, root: str, limits: Limits | None = None) -> None:
-        """Args: root: an empty directory."""
+        """
+        Args:
+            root: an empty directory. `root`.trash is used for what entries replace, while it lasts.
+        """
         os.umask(0)
-        self._root = os.open(root, _DIRECTORY)
+        self._directories = Directories(root)
+        self._trash = f"{root}.trash"
+        self._aside = 0
         self._limits = limits or Limits()
-        self._parents: dict[bytes, tuple[int, bool]] = {}
         self._file = -1
         self._entry: Entry | None = None
         self._times: dict[bytes, int] = {}
         self._used = 0
         self._next_look = 0
-        self.implied: dict[bytes, None] = {}
         self.missing_links: list[tuple[bytes, bytes]] = []
 
+    @property
+    def implied(self) -> tuple[bytes, ...]:
+        """Directories that were made without an entry of their own, parents first."""
+        return tuple(self._directories.implied)
+
     def close(self) -> None:
-        """Lets go of all descriptors; idempotent."""
-        self._forget_parents()
-        for name in ("_file", "_root"):
-            fd = getattr(self, name)
-            if fd >= 0:
-                setattr(self, name, -1)
-                os.close(fd)
+        """Lets go of all descriptors, and of what entries have replaced; idempotent."""
+        self._directories.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._aside:
+            trees.remove(self._trash)
+            self._aside = 0
 
     def finish(self) -> None:
         """After the last entry: sets the directories' times."""
         self._end_file()
         for path, mtime in reversed(self._times.items()):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                fd = self._open_directory(path)
+                fd = self._directories.open(path)
                 try:
                     os.utime(fd, ns=(mtime, mtime))
                 finally:
@@ -127,7 +128,7 @@ class LayerWriter:
             if parts[-1].startswith(_WHITEOUT):
                 self._whiteout(parts)
                 return
-            fd, setgid = self._parent(parts[:-1])
+            fd, setgid = self._directories.parent(parts[:-1])
             self._make(entry, fd, parts, setgid=setgid)
         except OSError as error:
             raise self._explain(error, entry) from error
@@ -191,12 +192,14 @@ class LayerWriter:
             return
         fd, entry = self._file, self._entry
         self._file = -1
+        assert entry is not None  # the file is its
         try:
-            assert entry is not None  # the file is its
             for key, value in entry.xattrs.items():
                 _set_xattr(fd, key, value)
             mtime = _bounded(entry.mtime)
             os.utime(fd, ns=(mtime, mtime))
+        except OSError as error:
+            raise self._explain(error, entry) from error
         finally:
             os.close(fd)
 
@@ -211,7 +214,7 @@ class LayerWriter:
                 opaque = is_whiteout(status)
                 self._remove(fd, name)
                 os.mkdir(name, entry.mode, dir_fd=fd)
-        own = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        own = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
         try:
             self._set_directory(entry, own)
             if opaque:  # the one below was removed, this one is new
@@ -220,10 +223,8 @@ class LayerWriter:
             os.close(own)
         path = b"/".join(parts)
         self._times[path] = _bounded(entry.mtime)
-        self.implied.pop(path, None)
-        known = self._parents.pop(path, None)
-        if known is not None:  # its setgid bit may be another now
-            os.close(known[0])
+        self._directories.implied.pop(path, None)
+        self._directories.forget_one(path)  # its setgid bit may be another now
 
     def _set_directory(self, entry: Entry, fd: int) -> None:
         os.fchown(fd, entry.uid, entry.gid)
@@ -234,9 +235,9 @@ class LayerWriter:
     def _set_root(self, entry: Entry) -> None:
         if entry.kind is not Kind.DIRECTORY:
             raise UnpackError(f"{_show(entry)}: the root can't be a {entry.kind.value}")
-        self._set_directory(entry, self._root)
+        self._set_directory(entry, self._directories.root)
         self._times[b""] = _bounded(entry.mtime)
-        self._forget_parents()
+        self._directories.forget()
 
     def _make_hardlink(self, entry: Entry, fd: int, parts: list[bytes]) -> None:
         target = _clean(entry.link)
@@ -245,7 +246,7 @@ class LayerWriter:
         if target == parts:
             raise UnpackError(f"{_show(entry)}: a hard link to itself")
         try:
-            source = self._open_directory(b"/".join(target[:-1]))
+            source = self._directories.open(b"/".join(target[:-1]))
         except FileNotFoundError:
             self.missing_links.append((b"/".join(parts), b"/".join(target)))
             return
@@ -306,7 +307,7 @@ class LayerWriter:
         """
         base = parts[-1]
         if base == _OPAQUE:
-            fd, _ = self._parent(parts[:-1])
+            fd, _ = self._directories.parent(parts[:-1])
             os.setxattr(fd, OPAQUE_XATTR, b"y")
             return
         if base.startswith(_WHITEOUT_META):
@@ -314,12 +315,12 @@ class LayerWriter:
         name = base[len(_WHITEOUT) :]
         if name in (b"", b".", b".."):
             raise UnpackError(f"{os.fsdecode(b'/'.join(parts))}: a whiteout of nothing")
-        fd, _ = self._parent(parts[:-1])
+        fd, _ = self._directories.parent(parts[:-1])
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                own = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+                own = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
                 try:
                     os.setxattr(own, OPAQUE_XATTR, b"y")
                 finally:
@@ -336,105 +337,18 @@ class LayerWriter:
         """Removes what stands in an entry's way, which an earlier entry of this layer made."""
         mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         if stat.S_ISDIR(mode):
-            shutil.rmtree(os.fsdecode(name), dir_fd=fd)
+            self._set_aside(fd, name)
         else:
             os.unlink(name, dir_fd=fd)
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-            self._forget_parents()
+            self._directories.forget()
 
-    # Parents
-
-    def _parent(self, parts: list[bytes]) -> tuple[int, bool]:
-        """A directory's descriptor, and whether it passes its group on (setgid)."""
-        path = b"/".join(parts)
-        known = self._parents.get(path)
-        if known is not None:
-            return known
-        try:
-            fd = self._open_directory(path)
-        except (FileNotFoundError, NotADirectoryError):
-            fd = self._make_parents(parts)
-        while len(self._parents) >= _OPEN_DIRECTORIES:
-            oldest = next(iter(self._parents))
-            os.close(self._parents.pop(oldest)[0])
-        setgid = bool(os.fstat(fd).st_mode & stat.S_ISGID)
-        self._parents[path] = (fd, setgid)
-        return fd, setgid
-
-    def _open_directory(self, path: bytes) -> int:
-        return syscalls.openat2(
-            self._root,
-            os.fsdecode(path) or ".",
-            flags=_DIRECTORY,
-            resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
-        )
-
-    def _make_parents(self, parts: list[bytes]) -> int:
-        """Walks down step by step, resolving links within the root, and makes what isn't there."""
-        names = list(reversed(parts))
-        real: list[bytes] = []
-        links = 0
-        fd = os.dup(self._root)
-        while names:
-            name = names.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                del real[-1:]
-                fd = self._reopen(fd, real)
-                continue
-            target = self._enter_or_read(fd, name)
-            if target is None:
-                real.append(name)
-                self._note_implied(fd, name, real)
-                fd = self._step(fd, name)
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                os.close(fd)
-                raise UnpackError(f"{os.fsdecode(b'/'.join(parts))}: too many symbolic links")
-            if target.startswith(b"/"):
-                real.clear()
-                fd = self._reopen(fd, real)
-            names.extend(reversed(target.split(b"/")))
-        return fd
-
-    def _enter_or_read(self, fd: int, name: bytes) -> bytes | None:
-        """A symbolic link's target, or None for what can be entered or made."""
-        try:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        return os.readlink(name, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else None
-
-    def _note_implied(self, fd: int, name: bytes, real: list[bytes]) -> None:
-        try:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            os.mkdir(name, 0o755, dir_fd=fd)
-            self.implied[b"/".join(real)] = None
-            return
-        if is_whiteout(status):  # removed below, and made anew here
-            os.unlink(name, dir_fd=fd)
-            os.mkdir(name, 0o755, dir_fd=fd)
-            own = self._step(os.dup(fd), name)
-            os.setxattr(own, OPAQUE_XATTR, b"y")
-            os.close(own)
-
-    def _step(self, fd: int, name: bytes) -> int:
-        try:
-            return os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-        finally:
-            os.close(fd)
-
-    def _reopen(self, fd: int, real: list[bytes]) -> int:
-        os.close(fd)
-        return self._open_directory(b"/".join(real))
-
-    def _forget_parents(self) -> None:
-        for fd, _ in self._parents.values():
-            os.close(fd)
-        self._parents.clear()
+    def _set_aside(self, fd: int, name: bytes) -> None:
+        """Moves a tree out of the layer; it may be too deep to be removed by the way."""
+        if not self._aside:
+            os.mkdir(self._trash, 0o700)
+        self._aside += 1
+        os.rename(name, os.fsencode(f"{self._trash}/{self._aside}"), src_dir_fd=fd)
 
     # Bounds and errors
 
@@ -446,7 +360,7 @@ class LayerWriter:
             )
         if self._used >= self._next_look:
             self._next_look = self._used + _SPACE_STEP
-            space = os.fstatvfs(self._root)
+            space = os.fstatvfs(self._directories.root)
             if space.f_bavail * space.f_frsize < self._limits.min_free + _SPACE_STEP:
                 raise ResourceExhausted(
                     f"{_show(self._entry)}: less than"
@@ -493,8 +407,14 @@ def _set_xattr(where: int | bytes, key: str, value: bytes) -> None:
             os.setxattr(where, key, value, follow_symlinks=False)
     except OSError as error:
         # The filesystem takes no such attribute, or the kernel has no such security module.
-        if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-            raise
+        if error.errno in (errno.EOPNOTSUPP, errno.EPERM):
+            return
+        if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+            # ext4 says "no space" of what doesn't fit into an inode's block for them
+            raise OSError(
+                errno.E2BIG, f"extended attribute {key[:64]} of {len(value)} bytes doesn't fit"
+            ) from error
+        raise
 
 
 def _show(entry: Entry | None) -> str:

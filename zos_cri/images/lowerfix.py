@@ -11,7 +11,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.images.layerfs import UnpackError
+from zos_cri.images.directories import UnpackError
 from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import stat
 from typing import TYPE_CHECKING
 
+from zos_cri.images import trees
 from zos_cri.images.merged import is_opaque
 from zos_cri.linux.mount import Mount
 
@@ -27,7 +27,7 @@ def prepare(base: Path, lowers: Sequence[Path]) -> tuple[Mount, ...]:
     base.mkdir(mode=0o700, exist_ok=True)
     work.mkdir(mode=0o700, exist_ok=True)
     # An earlier `volatile` mount that was never used to an end would forbid this one.
-    shutil.rmtree(work / "work", ignore_errors=True)
+    trees.remove(str(work / "work"))
     if not upper.exists():
         _make_upper(upper, lowers[-1])
     options = (

@@ -11,7 +11,6 @@ import asyncio
 import fcntl
 import os
 import re
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from zos_cri.images.layout import Layout, sync_directory
 from zos_cri.images.merged import MergedView
 from zos_cri.images.model import FsInfo, Image, Layer, NewImage, Usage
 from zos_cri.images.pulls import PullProgress, PullReport, Pulls
-from zos_cri.images.usage import tree_usage
+from zos_cri.images.trees import remove, tree_usage
 from zos_cri.log import get_log
 from zos_cri.wire import reference
 
@@ -309,7 +308,7 @@ class ImageStore:
             return await self._write(self._make_builtin, staging, applets)
 
     def _make_builtin(self, staging: Path, applets: Sequence[str]) -> Image:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove(str(staging))
         return self._commit(builtin.make(staging, self._busybox, applets, self.layout.blob))
 
     def _commit(self, new: NewImage) -> Image:

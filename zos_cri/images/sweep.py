@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from zos_cri.images.trees import remove
 from zos_cri.log import get_log
 
 if TYPE_CHECKING:
@@ -96,10 +96,7 @@ def empty_trash(layout: Layout) -> None:
     """Removes all that is in the trash; what can't be removed now is tried again next time."""
     for entry in os.scandir(layout.trash):
         try:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+            remove(entry.path)
         except OSError as error:
             _log.warning("can't remove", path=entry.path, error=error)
 

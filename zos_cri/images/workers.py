@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from zos_cri.errors import DeadlineExceeded, Internal
+from zos_cri.images import trees
 from zos_cri.images.jobs import AnyEvent, AnyJob, Done, Failed, as_error
 from zos_cri.linux import spawn
 from zos_cri.log import get_log
@@ -122,4 +122,5 @@ def _environment() -> dict[str, str]:
 
 def remove_staging(path: Path) -> None:
     """What a worker left, if it left anything."""
-    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):  # the next start finds it again
+        trees.remove(str(path))
