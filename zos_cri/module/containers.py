@@ -18,6 +18,7 @@ import msgspec
 
 from zos_cri.errors import (
     DeadlineExceeded,
+    Error,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -33,7 +34,7 @@ from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, ContainerState, a
 from zos_cri.store.model import EXIT_CODE_START_FAILED, ContainerMeta, ContainerStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from zos_cri.metrics import Metrics
     from zos_cri.module.types import ContainerRecord, NewContainer, Owner
@@ -87,7 +88,8 @@ class Containers:
             publish=self._publish,
             drain_timeout=drain_timeout,
         )
-        self.recovered = asyncio.Event()  # set by recovery.recover; changes wait for it
+        # Set when the recovery is over: until then nobody but it may change anything.
+        self.recovered = asyncio.Event()
 
     # ---- what is known, answered from memory
 
@@ -131,7 +133,6 @@ class Containers:
             AlreadyExists: the id, or the name in its namespace, is taken.
             InvalidArgument: the handler isn't known.
         """
-        await self.recovered.wait()
         if new.handler not in self._handlers:
             raise InvalidArgument(f'no runtime handler "{new.handler}" is configured')
         meta = ContainerMeta(
@@ -152,21 +153,20 @@ class Containers:
             owner=new.owner,
             extra=new.extra,
         )
+        await self._joins.run(f"create {meta.id}", b"", lambda: self._create(meta, new))
+        return self.table.find(meta.id)
+
+    async def _create(self, meta: ContainerMeta, new: NewContainer) -> None:
         await self.table.insert(meta, ContainerStatus())
         try:
             with self._metrics.stage("create_container", "bundle"):
                 await blocking.call(_write_bundle, self._bundle_dir, new)
-            await self._advance(new.id, ContainerEvent.CREATED)
+            await self._advance(meta.id, ContainerEvent.CREATED)
         except BaseException:
-            await asyncio.shield(self._forget(meta))
+            await blocking.call(bundles.remove, Path(meta.bundle))
+            await self.table.delete(meta.id)
             raise
-        record = self.table.find(new.id)
-        self._publish(ContainerEventKind.CREATED, record)
-        return record
-
-    async def _forget(self, meta: ContainerMeta) -> None:
-        await blocking.call(bundles.remove, Path(meta.bundle))
-        await self.table.delete(meta.id)
+        self._publish(ContainerEventKind.CREATED, self.table.find(meta.id))
 
     # ---- start
 
@@ -179,8 +179,8 @@ class Containers:
             Error: the shim or the runtime failed; the container is `exited` then, with the exit
                 code 128 and the reason StartError.
         """
-        await self.recovered.wait()
-        await self._joins.run(f"start {id_}", b"", lambda: self._start(id_))
+        meta = self.table.find(id_).meta
+        await self._joins.run(f"start {meta.id}", b"", lambda: self._start(meta.id))
 
     async def _start(self, id_: str) -> None:
         async with self._lock(id_):
@@ -232,7 +232,10 @@ class Containers:
         self.exits.forget(meta.id)
         shim = self._shims.get(meta.group)
         if shim is not None:
-            await self.exits.delete_task(meta, shim, kill=True)
+            try:
+                await self.exits.delete_task(meta, shim, kill=True)
+            except Error as failed:  # `release` tries again
+                _log.warning("task not deleted", container=meta.id, error=one_line(failed))
         now = time.time_ns()
         await self.table.update(
             meta.id,
@@ -247,9 +250,7 @@ class Containers:
             ),
         )
         record = self.table.find(meta.id)
-        owner = self.owner(meta.owner)
-        if owner is not None:
-            await owner.exited(record)
+        await self.exits.tell_owner(record)
         self._publish(ContainerEventKind.STOPPED, record)
         _log.warning("container start failed", container=meta.id, error=one_line(error))
 
@@ -271,11 +272,10 @@ class Containers:
             NotFound: no such container.
             DeadlineExceeded: it outlived SIGKILL by `KILL_TIMEOUT`.
         """
-        await self.recovered.wait()
         record = self.table.find(id_)
-        if record.status.state in (ContainerState.STARTING,):
-            async with self._lock(id_):  # the start under way comes to its end first
-                record = self.table.find(id_)
+        if record.status.state is ContainerState.STARTING:
+            await self._joins.ended(f"start {record.meta.id}")
+            record = self.table.find(record.meta.id)
         if record.status.state not in (ContainerState.RUNNING, ContainerState.UNKNOWN):
             return
         meta = record.meta
@@ -288,12 +288,15 @@ class Containers:
     async def _stop(self, meta: ContainerMeta, signal: int) -> None:
         shim = self._shim(meta)
         exits = self.exits
-        if exits.kill_at(meta.id) > time.monotonic():
-            await self._signal_task(meta, shim, signal)
-            while (left := exits.kill_at(meta.id) - time.monotonic()) > 0:
-                if await exits.wait(meta.id, timeout=left):
-                    return
-        await self._kill(meta, shim)
+        try:
+            if exits.kill_at(meta.id) > time.monotonic():
+                await self._signal_task(meta, shim, signal)
+                while (left := exits.kill_at(meta.id) - time.monotonic()) > 0:
+                    if await exits.wait(meta.id, timeout=left):
+                        return
+            await self._kill(meta, shim)
+        finally:
+            exits.stop_ended(meta.id)
 
     async def _kill(self, meta: ContainerMeta, shim: Shim) -> None:
         await self._signal_task(meta, shim, 9, everyone=meta.kill_all)
@@ -321,7 +324,6 @@ class Containers:
             NotFound: no such container.
             FailedPrecondition: it doesn't run.
         """
-        await self.recovered.wait()
         meta = self.running(id_).meta
         await self._shim(meta).task.kill(meta.id, signal)
 
@@ -373,9 +375,17 @@ class Containers:
             FailedPrecondition: it has ended.
             Error: the runtime refused; nothing is changed then.
         """
-        await self.recovered.wait()
-        async with self._lock(id_):
-            meta, status = self.table.find(id_)
+        meta = self.table.find(id_).meta
+        await self._joins.alone(lambda: self._update(meta, change, reported))
+
+    async def _update(
+        self,
+        meta: ContainerMeta,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+        reported: Callable[[], bytes],
+    ) -> None:
+        async with self._lock(meta.id):
+            status = self.table.find(meta.id).status
             if status.state not in (ContainerState.CREATED, ContainerState.RUNNING):
                 raise FailedPrecondition(f"container {meta.id} is {status.state}")
             spec = change(await blocking.call(bundles.read_config, Path(meta.bundle)))
@@ -398,7 +408,6 @@ class Containers:
             Error: something could not be released; the container stays listed, and the next call
                 goes on from there.
         """
-        await self.recovered.wait()
         try:
             meta = self.table.find(id_).meta
         except NotFound:
@@ -406,6 +415,9 @@ class Containers:
         await self._joins.run(f"remove {meta.id}", b"", lambda: self._remove(meta))
 
     async def _remove(self, meta: ContainerMeta) -> None:
+        await self._joins.ended(f"create {meta.id}")
+        if self.table.get(meta.id) is None:
+            return
         await self.stop(meta.id, timeout=0)
         async with self._lock(meta.id):
             record = self.table.get(meta.id)
@@ -436,6 +448,14 @@ class Containers:
         await self.table.delete(meta.id)
         _log.info("container removed", container=meta.id)
 
+    async def discard(self, meta: ContainerMeta) -> None:
+        """Removes what a cut-off Create left of a container that its shim doesn't know.
+
+        Raises:
+            Error: it could not be removed.
+        """
+        await self._shims.discard(meta.group, meta.id)
+
     # ---- shared
 
     def _lock(self, id_: str) -> asyncio.Lock:
@@ -453,9 +473,13 @@ class Containers:
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Does something in the background, until it ends or the server does."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(_logged(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    async def to_its_end(self, operation: Callable[[], Awaitable[None]]) -> None:
+        """Does something in a task of its own: its caller's cancellation doesn't end it."""
+        await self._joins.alone(operation)
 
     async def close(self) -> None:
         """Waits for the steps under way, and stops watching: the containers run on."""
@@ -464,6 +488,13 @@ class Containers:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
         await self.exits.close()
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:
+        _log.exception("work in the background failed")
 
 
 def _write_bundle(directory: Path, new: NewContainer) -> None:

@@ -43,6 +43,7 @@ class Exec:
         self.stderr = -1
         self._directory = directory
         self._shim = shim
+        self._starting: asyncio.Task[int] | None = None
         self._wait: asyncio.Task[int] | None = None
 
     async def start(
@@ -57,7 +58,7 @@ class Exec:
         Raises:
             Error: the shim or the runtime failed.
         """
-        paths = await blocking.call(self._open, streams)
+        paths = self._open(streams)
         task = self._shim.task
         await task.exec(
             self.container,
@@ -70,10 +71,17 @@ class Exec:
             timeout=EXEC_TIMEOUT,
         )
         self._wait = asyncio.create_task(self._wait_for_exit(), name=f"wait exec {self.id}")
-        self.pid = await task.start(self.container, self.id, timeout=EXEC_TIMEOUT)
+        # Not to be cancelled: what was started and has no pid here could not be killed.
+        self._starting = asyncio.create_task(
+            task.start(self.container, self.id, timeout=EXEC_TIMEOUT), name=f"exec {self.id}"
+        )
+        self.pid = await asyncio.shield(self._starting)
 
     def _open(self, streams: Sequence[str]) -> dict[str, str]:
-        """Makes the FIFOs and opens our ends before the shim can: it would block otherwise."""
+        """Makes the FIFOs and opens our ends before the shim can: it would block otherwise.
+
+        On the loop: it takes some 0.1 ms in /run, and a thread could be left in the midst of it.
+        """
         self._directory.mkdir(parents=True, mode=0o700)
         paths = {}
         for name in streams:
@@ -100,13 +108,16 @@ class Exec:
         """Sets the size of its terminal, in characters."""
         await self._shim.task.resize_pty(self.container, self.id, width=width, height=height)
 
-    async def close_stdin(self) -> None:
-        """Lets it read the end of its input: ours and the shim's writers are closed."""
-        if self.stdin >= 0:
-            os.close(self.stdin)
-            self.stdin = -1
-            with contextlib.suppress(NotFound):  # it has ended
-                await self._shim.task.close_io(self.container, self.id)
+    def take(self, name: str) -> int:
+        """Hands the descriptor of a stream over: its new owner closes it."""
+        descriptor: int = getattr(self, name)
+        setattr(self, name, -1)
+        return descriptor
+
+    async def end_stdin(self) -> None:
+        """Lets it read the end of its input, once our own descriptor is closed."""
+        with contextlib.suppress(NotFound):  # it has ended
+            await self._shim.task.close_io(self.container, self.id)
 
     def kill(self) -> None:
         """SIGKILL to the whole process group, which the runtime made it the leader of."""
@@ -120,6 +131,7 @@ class Exec:
 
     async def aclose(self) -> None:
         """Ends it where it runs, and removes what there is of it. May be called again."""
+        await self._end_start()
         self.kill()
         if self._wait is not None:
             done, _ = await asyncio.wait((self._wait,), timeout=KILL_TIMEOUT)
@@ -141,7 +153,20 @@ class Exec:
             _log.warning(
                 "exec not deleted", container=self.container, exec=self.id, error=one_line(error)
             )
-        await blocking.call(_remove_fifos, self._directory)
+        _remove_fifos(self._directory)
+
+    async def _end_start(self) -> None:
+        """Lets a start come to its end (it has a deadline): only then it is known what to kill."""
+        if self._starting is None or self._wait is None:
+            return
+        await asyncio.wait((self._starting,))
+        if self._starting.exception() is None:
+            self.pid = self._starting.result()
+            return
+        try:
+            await self._shim.task.kill(self.container, signal.SIGKILL, self.id)
+        except Error:
+            self._wait.cancel()  # it didn't start, so there is no end to wait for
 
 
 class Execs:
@@ -217,9 +242,11 @@ class Execs:
             DeadlineExceeded: the timeout ran out; its process group was killed.
         """
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout) as deadline:
                 return await self._run(id_, process, limit)
         except TimeoutError:
+            if not deadline.expired():
+                raise
             raise DeadlineExceeded(
                 f"container {id_}: the command did not end within {timeout:g} s and was killed"
             ) from None

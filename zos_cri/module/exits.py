@@ -15,7 +15,7 @@ from zos_cri.log import get_log
 from zos_cri.module.types import ContainerEventKind
 from zos_cri.shim.task import Exit, TaskStatus
 from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, advance, allows
-from zos_cri.store.model import EXIT_CODE_UNKNOWN, ContainerMeta, ContainerStatus
+from zos_cri.store.model import EXIT_CODE_UNKNOWN, ContainerMeta, ContainerStatus, NotedExit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ _log = get_log(__name__)
 
 DELETE_TIMEOUT: Final = 15.0  # the shim itself waits up to 10 s for the output's end
 REDIAL_PAUSE: Final = 0.5  # seconds between two attempts to reach a shim that runs
+FAILED_PAUSE: Final = 10.0  # seconds until a shim is asked again that answered with an error
 OOM_READ_TIMEOUT: Final = 2.0  # one read of a cgroup file
 
 
@@ -85,17 +86,17 @@ class Exits:
         while True:
             try:
                 exit_ = await shim.task.wait(id_)
-            except Unavailable as error:
-                # Where the shim is gone, its manager tells of the exits; else only the
-                # connection was, and the next call dials anew.
-                _log.debug("wait ended", container=id_, error=one_line(error))
-                if await shim.gone(REDIAL_PAUSE):
-                    return None
             except NotFound:
                 return self.handle(id_, None, shim)
             except Error as error:
-                _log.warning("wait failed", container=id_, error=one_line(error))
-                return None
+                lost = isinstance(error, Unavailable)
+                write = _log.debug if lost else _log.warning
+                write("wait ended", container=id_, error=one_line(error))
+                # Where the shim is gone, its manager tells of the exits; else only the
+                # connection was, and the next call dials anew.
+                pause = REDIAL_PAUSE if lost else FAILED_PAUSE
+                if not shim.alive or await shim.gone(pause):
+                    return None
             else:
                 return self.handle(id_, exit_, shim)
 
@@ -129,22 +130,51 @@ class Exits:
             watch.exited.set()
             return
         meta = record.meta
-        killed = await self._count_oom_kills(meta)
-        # The shim writes a log file itself and is done with it when the task is deleted.
+        noted = await self._note(record, exit_)
         deletion = asyncio.create_task(self._delete_quietly(meta, shim))
-        owner = self._owner(meta.owner)
-        if owner is not None:
-            await owner.exited(record)
-        else:
+        try:
+            await self._drain(record, deletion)
+            await self._record_exit(id_, noted, watch)
+        finally:
+            await deletion
+
+    async def _note(self, record: ContainerRecord, exit_: Exit | None) -> NotedExit | None:
+        """Writes down what the shim knows of an exit, or finds what was written down before."""
+        if record.status.noted_exit is not None or exit_ is None:
+            return record.status.noted_exit
+        killed = await self._count_oom_kills(record.meta)
+        noted = NotedExit(exit_.status, exit_.exited_at_ns or time.time_ns(), killed)
+        await self._table.update(
+            record.meta.id, lambda status: msgspec.structs.replace(status, noted_exit=noted)
+        )
+        return noted
+
+    async def _drain(self, record: ContainerRecord, deletion: asyncio.Task[None]) -> None:
+        """Waits, within bounds, until the container's last output is where it belongs."""
+        owner = self._owner(record.meta.owner)
+        await self.tell_owner(record)
+        if owner is None or owner.shim_writes_log:
+            # The shim is done with a log file when the task is deleted.
             await asyncio.wait((deletion,), timeout=self._drain_timeout)
-        status = await self._table.update(id_, lambda status: _ended(status, exit_, killed))
+
+    async def tell_owner(self, record: ContainerRecord) -> None:
+        """Tells a container's owner of its exit; an owner that fails holds nothing up."""
+        owner = self._owner(record.meta.owner)
+        if owner is None:
+            return
+        try:
+            await owner.exited(record)
+        except Exception:
+            _log.exception("owner failed", container=record.meta.id, owner=record.meta.owner)
+
+    async def _record_exit(self, id_: str, noted: NotedExit | None, watch: _Watch) -> None:
+        status = await self._table.update(id_, lambda status: _ended(status, noted))
         self._metrics.exits.labels(status.reason).inc()
         _log.info("container exited", container=id_, code=status.exit_code, reason=status.reason)
         watch.exited.set()
         ended = self._table.get(id_)
         if ended is not None:
             self._publish(ContainerEventKind.STOPPED, ended)
-        await deletion
 
     async def _count_oom_kills(self, meta: ContainerMeta) -> int:
         if not meta.cgroup:
@@ -219,6 +249,12 @@ class Exits:
             watch.kill_at = kill_at
             watch.shortened.set()
 
+    def stop_ended(self, id_: str) -> None:
+        """The stop under way is over; where it failed, the next one has a time of its own."""
+        watch = self._watches.get(id_)
+        if watch is not None:
+            watch.kill_at = math.inf
+
     def kill_at(self, id_: str) -> float:
         """When the stop under way turns to SIGKILL (`time.monotonic()`)."""
         return self._watch(id_).kill_at
@@ -252,22 +288,22 @@ class Exits:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _ended(status: ContainerStatus, exit_: Exit | None, oom_kills: int) -> ContainerStatus:
+def _ended(status: ContainerStatus, noted: NotedExit | None) -> ContainerStatus:
     if not allows(CONTAINER, status.state, ContainerEvent.EXITED):
         return status
-    code = EXIT_CODE_UNKNOWN if exit_ is None else exit_.status
-    if oom_kills:
+    exit_ = noted or NotedExit(EXIT_CODE_UNKNOWN, time.time_ns())
+    if exit_.oom_kills:
         reason = "OOMKilled"
-    elif exit_ is None:
+    elif noted is None:
         reason = "Unknown"
     else:
-        reason = "Error" if code else "Completed"
-    finished = exit_.exited_at_ns if exit_ is not None else 0
+        reason = "Error" if exit_.code else "Completed"
     return msgspec.structs.replace(
         status,
         state=advance(CONTAINER, status.state, ContainerEvent.EXITED),
         pid=0,
-        finished_at=finished or time.time_ns(),
-        exit_code=code,
+        finished_at=exit_.at,
+        exit_code=exit_.code,
         reason=reason,
+        noted_exit=None,
     )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
-import signal
-from collections import deque
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
@@ -18,15 +15,16 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
 )
-from zos_cri.linux import blocking
+from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind
 from zos_cri.module.model import Container, Inspection, Usage, check, check_name
 from zos_cri.module.types import NewContainer
+from zos_cri.oci import signals
 from zos_cri.store.lifecycle import ContainerState
 from zos_cri.store.model import Stdio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
     from zos_cri.linux.mount import Mount
@@ -107,7 +105,7 @@ class ContainerModule:
             raise AlreadyExists(f'ns "{ns}" has a container named "{container.name}" already')
         id_ = secrets.token_hex(32)
         with bind(container=id_):
-            await asyncio.shield(asyncio.ensure_future(self._run(ns, id_, container)))
+            await self._containers.to_its_end(lambda: self._run(ns, id_, container))
         return id_
 
     async def _run(self, ns: str, id_: str, container: Container) -> None:
@@ -211,7 +209,7 @@ class ContainerModule:
 
     async def logs(
         self, ns: str, id_: str, *, follow: bool = False, tail_lines: int | None = None
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """What a container wrote, oldest first; with `follow` until it ends.
 
         Raises:
@@ -231,7 +229,7 @@ class ContainerModule:
                 await blocking.call(file.seek, await blocking.call(_tail, path, tail_lines))
             while True:
                 # Looked at before the read, so that nothing written before the end is missed.
-                ended = not self._runs(record.meta.id)
+                ended = self._ended(record.meta.id)
                 while chunk := await blocking.call(file.read, LOG_CHUNK):
                     yield chunk
                 if ended or not follow:
@@ -247,10 +245,23 @@ class ContainerModule:
         meta = self._containers.running(self._find(ns, id_).meta.id).meta
         return await blocking.call(self._usage, meta.cgroup)
 
+    # ---- recovery
+
+    async def recover(self) -> None:
+        """Removes what an interrupted `run` left: its caller never got an id."""
+        for record in self._own():
+            if record.status.state is ContainerState.CREATED:
+                await self._containers.remove(record.meta.id)
+
     # ---- Owner: called by Containers
 
     async def starting(self, record: ContainerRecord) -> None:
         """Nothing to prepare: the shim writes the log by itself."""
+
+    async def start_undone(self, record: ContainerRecord) -> None:
+        """`recover` removes it: nobody was told its id."""
+
+    shim_writes_log: Final = True
 
     async def exited(self, record: ContainerRecord) -> None:
         """Nothing to take in."""
@@ -266,11 +277,11 @@ class ContainerModule:
     def _own(self) -> Sequence[ContainerRecord]:
         return [record for record in self._containers if record.meta.owner == OWNER]
 
-    def _runs(self, id_: str) -> bool:
+    def _ended(self, id_: str) -> bool:
         record = self._containers.get(id_)
-        return record is not None and record.status.state in (
-            ContainerState.STARTING,
-            ContainerState.RUNNING,
+        return record is None or record.status.state in (
+            ContainerState.EXITED,
+            ContainerState.REMOVING,
         )
 
     def _find(self, ns: str, id_: str) -> ContainerRecord:
@@ -308,17 +319,10 @@ def parse_signal(text: str) -> int:
     Raises:
         InvalidArgument: there is none.
     """
-    if text.isdecimal() and 0 < int(text) <= signal.SIGRTMAX:
-        return int(text)
-    name = text.upper().removeprefix("SIG")
-    if name.startswith("RTMIN+") and name[6:].isdecimal():
-        number = signal.SIGRTMIN + int(name[6:])
-        if number <= signal.SIGRTMAX:
-            return number
-    try:
-        return int(signal.Signals[f"SIG{name}"])
-    except KeyError:
-        raise InvalidArgument(f'signal: there is no "{text}"') from None
+    number = signals.number(text)
+    if number is None:
+        raise InvalidArgument(f'signal: there is no "{text[:80]}"')
+    return number
 
 
 def _stdio(log: Path, terminal: bool) -> Stdio:
@@ -341,15 +345,14 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _check_network(path: str) -> None:
+    if not path.startswith("/"):
+        raise InvalidArgument(f'network.namespace: "{path}" is not an absolute path')
     try:
-        where = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        os.stat(path)
     except OSError as error:
         raise NotFound(f"network.namespace: {path}: {error.strerror}") from error
-    try:
-        if os.fstat(where).st_dev != os.stat("/proc/self/ns/net").st_dev:
-            raise InvalidArgument(f"network.namespace: {path} is not a network namespace")
-    finally:
-        os.close(where)
+    if namespaces.kind_of(path) != "net":
+        raise InvalidArgument(f"network.namespace: {path} is not a network namespace")
 
 
 def _check_source(field: str, source: str) -> None:
@@ -362,11 +365,24 @@ def _check_source(field: str, source: str) -> None:
 
 
 def _tail(path: Path, lines: int) -> int:
-    """Where the last `lines` lines of a file begin."""
+    """Where the last `lines` lines of a file begin: found from its end, a chunk at a time."""
     with path.open("rb") as file:
-        starts: deque[int] = deque([0], maxlen=lines + 1)
-        offset = 0
-        for line in file:
-            offset += len(line)
-            starts.append(offset)
-        return starts[0] if lines else offset
+        position = file.seek(0, os.SEEK_END)
+        if not lines or not position:
+            return position
+        file.seek(position - 1)
+        # The newline at the end ends the last line and begins none.
+        wanted = lines + (file.read(1) == b"\n")
+        while position:
+            size = min(LOG_CHUNK, position)
+            position -= size
+            file.seek(position)
+            chunk = file.read(size)
+            found = chunk.count(b"\n")
+            if found >= wanted:
+                at = len(chunk)
+                for _ in range(wanted):
+                    at = chunk.rindex(b"\n", 0, at)
+                return position + at + 1
+            wanted -= found
+        return 0

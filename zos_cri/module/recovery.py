@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from zos_cri.errors import DeadlineExceeded, Error, NotFound, Unavailable, one_line
+from zos_cri.errors import Error, NotFound, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.shim import bundle as bundles
@@ -31,16 +31,17 @@ _log = get_log(__name__)
 
 ASK_TIMEOUT: Final = 5.0  # of a shim after a restart; one that takes longer is asked again later
 ASK_AGAIN: Final = 10.0  # seconds between questions to a shim that doesn't answer
+# What a shim, and nobody else, knows the truth of.
+_OPEN: Final = (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
 
 
 async def recover(containers: Containers, shims: ShimManager) -> None:
-    """Brings every record in line with what its shim says; then containers can be changed."""
+    """Brings every record in line with what its shim says; nothing else may change them by then."""
     found = await shims.recover()
     dead = {shim.group: shim for shim in found if isinstance(shim, DeadShim)}
     await asyncio.gather(
         *(_recover(containers, record, shims, dead.get(record.meta.group)) for record in containers)
     )
-    containers.recovered.set()
 
 
 async def _recover(
@@ -64,7 +65,7 @@ async def _recover(
             case ContainerState.EXITED:
                 if shim is not None:
                     await containers.exits.delete_task(record.meta, shim, kill=True)
-            case ContainerState.STARTING | ContainerState.RUNNING | ContainerState.UNKNOWN:
+            case _:
                 await _recover_task(containers, record, shim, dead)
     except (Error, OSError) as error:
         _log.error("container not recovered", container=id_, error=one_line(error))
@@ -78,7 +79,7 @@ async def _recover_task(
     if shim is None:
         exit_ = dead.exits.get(id_) if dead is not None else None
         if record.status.state is ContainerState.STARTING and exit_ is None:
-            await _change(containers, id_, ContainerEvent.START_UNDONE)
+            await _undo_start(containers, record)
             if not await _has_bundle(record):
                 await _lost(containers, id_)
             return
@@ -90,7 +91,7 @@ async def _recover_task(
     except NotFound:
         await _no_task(containers, record, shim)
         return
-    except (DeadlineExceeded, Unavailable) as error:
+    except Error as error:
         _log.warning("shim doesn't answer", container=id_, error=one_line(error))
         if record.status.state is not ContainerState.STARTING:
             await _change(containers, id_, ContainerEvent.LOST)
@@ -99,7 +100,7 @@ async def _recover_task(
     if state.status is TaskStatus.CREATED:
         # Create was done, Start wasn't: nothing of the container has run.
         await exits.delete_task(record.meta, shim, kill=True)
-        await _change(containers, id_, ContainerEvent.START_UNDONE)
+        await _undo_start(containers, record)
         return
     await _running(containers, record, pid=state.pid)
     if state.status is TaskStatus.STOPPED:
@@ -109,10 +110,18 @@ async def _recover_task(
     exits.started(id_)
 
 
+async def _undo_start(containers: Containers, record: ContainerRecord) -> None:
+    await _change(containers, record.meta.id, ContainerEvent.START_UNDONE)
+    owner = containers.owner(record.meta.owner)
+    if owner is not None:
+        await owner.start_undone(record)
+
+
 async def _no_task(containers: Containers, record: ContainerRecord, shim: Shim) -> None:
     """The shim knows nothing of the container: it was never created, or deleted unrecorded."""
     if record.status.state is ContainerState.STARTING:
-        await _change(containers, record.meta.id, ContainerEvent.START_UNDONE)
+        await containers.discard(record.meta)
+        await _undo_start(containers, record)
         return
     containers.exits.started(record.meta.id)
     containers.exits.handle(record.meta.id, None, shim)
@@ -120,17 +129,25 @@ async def _no_task(containers: Containers, record: ContainerRecord, shim: Shim) 
 
 async def _ask_again(containers: Containers, record: ContainerRecord, shim: Shim) -> None:
     """Goes on asking a shim that runs but didn't answer, until it does or is gone."""
-    while not await shim.gone(ASK_AGAIN):
+    id_ = record.meta.id
+    while shim.alive and not await shim.gone(ASK_AGAIN):
         try:
-            await shim.task.state(record.meta.id, timeout=ASK_TIMEOUT)
-        except (DeadlineExceeded, Unavailable):
-            continue
+            await shim.task.state(id_, timeout=ASK_TIMEOUT)
         except NotFound:
-            _log.info("shim answers again", container=record.meta.id)
-        current = containers.get(record.meta.id)
-        if current is not None:
-            await _recover_task(containers, current, shim, None)
+            pass
+        except Error:
+            continue
+        _log.info("shim answers again", container=id_)
+        break
+    current = containers.get(id_)
+    if current is None or current.status.state not in _OPEN:
         return
+    if shim.alive:
+        await _recover_task(containers, current, shim, None)
+    elif current.status.state is ContainerState.STARTING:
+        containers.exits.forget(id_)  # no start of ours is under way whose end would be told
+        await _recover_task(containers, current, None, None)
+    # Of the others `shim_lost` tells.
 
 
 async def _running(containers: Containers, record: ContainerRecord, *, pid: int) -> None:
@@ -185,5 +202,8 @@ async def shim_lost(containers: Containers, dead: DeadShim) -> None:
     for record in list(containers):
         if record.meta.group != dead.group:
             continue
-        if record.status.state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+        state = record.status.state
+        if state in (ContainerState.RUNNING, ContainerState.UNKNOWN):
+            containers.exits.started(record.meta.id)
+        if state in _OPEN:  # one that is being started: told if its start succeeds
             containers.exits.handle(record.meta.id, dead.exits.get(record.meta.id), None)

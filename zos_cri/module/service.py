@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -17,7 +18,7 @@ from zos_cri.module.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from zos_cri.module.module import ContainerModule
 
@@ -34,6 +35,9 @@ _STATES = {
 
 class ModuleService:
     """Translates between the service's messages and the module."""
+
+    READS: Final = frozenset({"Inspect", "List", "ListNamespaces"})
+    """What is answered from memory."""
 
     def __init__(self, module: ContainerModule) -> None:
         self._module = module
@@ -52,7 +56,7 @@ class ModuleService:
         }
 
     @property
-    def streams(self) -> Mapping[str, Callable[[Any], AsyncIterator[Any]]]:
+    def streams(self) -> Mapping[str, Callable[[Any], AsyncGenerator[Any, None]]]:
         return {"Logs": self._logs}
 
     async def _run(self, request: pb.RunRequest) -> pb.RunResponse:
@@ -95,12 +99,12 @@ class ModuleService:
             timestamp=usage.timestamp, cpu=usage.cpu, memory=usage.memory, pids=usage.pids
         )
 
-    async def _logs(self, request: pb.LogsRequest) -> AsyncIterator[pb.LogsResponse]:
+    async def _logs(self, request: pb.LogsRequest) -> AsyncGenerator[pb.LogsResponse, None]:
         lines = request.tail_lines if request.HasField("tail_lines") else None
-        async for data in self._module.logs(
-            request.ns, request.id, follow=request.follow, tail_lines=lines
-        ):
-            yield pb.LogsResponse(data=data)
+        logs = self._module.logs(request.ns, request.id, follow=request.follow, tail_lines=lines)
+        async with contextlib.aclosing(logs):
+            async for data in logs:
+                yield pb.LogsResponse(data=data)
 
 
 def from_pb(message: pb.Container) -> Container:

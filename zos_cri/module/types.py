@@ -44,7 +44,15 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Owner(Protocol):
-    """The layer above a container. Every call may come again, after a restart as well."""
+    """The layer above a container. Every call may come again, after a restart as well.
+
+    Attributes:
+        shim_writes_log: the shim itself writes the container's log, which is complete only when
+            the task is deleted; the exit isn't published before.
+    """
+
+    @property
+    def shim_writes_log(self) -> bool: ...
 
     async def starting(self, record: ContainerRecord) -> None:
         """Its task is about to be created: make ready what it writes to.
@@ -52,6 +60,9 @@ class Owner(Protocol):
         Raises:
             Error: it can't be; the start fails with this.
         """
+
+    async def start_undone(self, record: ContainerRecord) -> None:
+        """A start that a killed server left half done was taken back: it may be started again."""
 
     async def exited(self, record: ContainerRecord) -> None:
         """Its processes are gone and its exit isn't published yet: take its last output in.
