@@ -52,6 +52,14 @@ class ContainerMeta(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION
 
 
+class NotedExit(msgspec.Struct, frozen=True):
+    """How a container's init ended: the exit code, when (ns since the epoch), its OOM kills."""
+
+    code: int
+    at: int
+    oom_kills: int = 0
+
+
 class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What changes. Times are ns since the epoch, 0 = not yet."""
 
@@ -63,6 +71,8 @@ class ContainerStatus(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     message: str = ""
     resources: bytes = b""  # the last applied update, in the layer above's own encoding
+    # Written before the shim is made to forget the task: from then on only we know it.
+    noted_exit: NotedExit | None = None
     version: int = VERSION
 
 
