@@ -122,4 +122,5 @@ class _JsonFormatter(logging.Formatter):
 
 def _text(value: object) -> str:
     text = str(value)
-    return text if text and not any(c in text for c in ' "=\n\t') else json.dumps(text)
+    plain = text and text.isprintable() and not any(c in text for c in ' "=')
+    return text if plain else json.dumps(text)
