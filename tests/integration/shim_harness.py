@@ -158,6 +158,7 @@ class Harness:
         *,
         container: str = "",
         terminal: bool = False,
+        hooks: dict[str, Any] | None = None,
         **options: Any,
     ) -> str:
         """Creates a container in a sibling bundle; returns its id."""
@@ -165,7 +166,10 @@ class Harness:
         self.containers.append(container)
         path = self.manager.bundles / container
         path.mkdir(exist_ok=True)
-        bundle.write_config(path, self.spec(container, shim.group, args, terminal=terminal))
+        bundle.write_config(
+            path,
+            {**self.spec(container, shim.group, args, terminal=terminal), "hooks": hooks or {}},
+        )
         rootfs = Mount(type="bind", source=str(self.rootfs), options=("rbind", "rw"))
         await shim.task.create(
             container,

@@ -16,7 +16,7 @@ from tests.integration.shim_harness import RUNTIMES, Harness, shim_processes
 from zos_cri import errors
 from zos_cri.linux.mount import mounts_below
 from zos_cri.linux.spawn import PidFd, start_time
-from zos_cri.shim import bundle
+from zos_cri.shim import bundle, processes
 from zos_cri.shim.manager import DeadShim, Shim
 from zos_cri.shim.task import TaskStatus
 
@@ -177,6 +177,49 @@ async def test_killed_between_start_and_record(harness: Harness) -> None:
     assert isinstance(dead, DeadShim)
     assert (dead.group, dead.pid, dead.exits) == (shim.group, 0, {})
     assert shim_processes(shim.group) == []
+
+
+async def test_a_create_that_was_cut_off_is_discarded(harness: Harness) -> None:
+    """The connection goes while runc is at work: it is killed, and leaves its half of the work."""
+    shim = await harness.manager.start(harness.new_group(), harness.handler)
+    begun, gate = harness.root / "begun", harness.root / "gate"
+    os.mkfifo(gate)
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {begun}; read x < {gate}"]}
+    creating = asyncio.create_task(
+        harness.create(shim, ["sleep", "100"], hooks={"createRuntime": [hook]})
+    )
+    await until(begun.exists)
+    (found,) = await harness.restart()
+    with pytest.raises(errors.Unavailable):
+        await creating
+    assert isinstance(found, Shim)
+    gate.write_text("\n")  # the hook, which nobody kills, ends
+    (container,) = harness.containers
+    with pytest.raises(errors.NotFound):
+        await found.task.state(container)
+    await harness.manager.discard(shim.group, container)
+    await harness.manager.discard(shim.group, container)  # nothing to do any more
+
+
+async def test_shim_and_runtime_are_killed_in_the_midst_of_a_create(harness: Harness) -> None:
+    """runc has made a cgroup and the shim a mount, and neither has noted anything down."""
+    shim = await harness.manager.start(harness.new_group(), harness.handler)
+    begun, gate = harness.root / "begun", harness.root / "gate"
+    os.mkfifo(gate)
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {begun}; read x < {gate}"]}
+    creating = asyncio.create_task(
+        harness.create(shim, ["sleep", "100"], hooks={"createRuntime": [hook]})
+    )
+    await until(begun.exists)
+    runtimes = processes.runs_for(shim.pid, harness.containers[0])
+    assert runtimes
+    for pid in (shim.pid, *runtimes):
+        os.kill(pid, signal.SIGKILL)
+    gate.write_text("\n")
+    with pytest.raises(errors.Unavailable):
+        await creating
+    await asyncio.wait_for(harness.lost_arrived.wait(), 30)
+    assert harness.lost[0].failures == {}
 
 
 async def test_the_shim_s_log_is_drained_again_after_a_restart(

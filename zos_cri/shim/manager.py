@@ -22,6 +22,7 @@ import msgspec
 
 from zos_cri import errors
 from zos_cri.linux import blocking
+from zos_cri.linux.cgroup import Cgroups
 from zos_cri.linux.mount import mounts_below
 from zos_cri.linux.spawn import PidFd
 from zos_cri.log import get_log
@@ -55,6 +56,7 @@ KILL_GRACE: Final = 5.0
 # A runtime whose caller is gone is killed at once; one that isn't ends its work in about 50 ms.
 CUT_OFF_GRACE: Final = 30.0
 CUT_OFF_POLL: Final = 0.02
+CGROUP_TIMEOUT: Final = 5.0  # its processes are killed, and the kernel takes a moment to see it
 # `delete`s at once: each runs the shim's binary and the OCI runtime.
 MAX_DELETES: Final = 8
 UNKNOWN_EXIT: Final = 255  # a container whose end nobody saw
@@ -70,6 +72,7 @@ class ShimManager:
         on_lost: awaited for each shim that died without being asked to.
         binary_path: PATH for finding shims, ours by default.
         connect_timeout: seconds for a shim to answer when it is met.
+        cgroups: the host's, for what runtimes that were killed left there.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class ShimManager:
         on_lost: Callable[[DeadShim], Awaitable[None]] | None = None,
         binary_path: str | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
+        cgroups: Cgroups | None = None,
     ) -> None:
         # As /proc shows working directories.
         self.bundles = Path(os.path.realpath(bundles))
@@ -89,6 +93,7 @@ class ShimManager:
         self._namespace = namespace
         self._binary_path = binary_path
         self._connect_timeout = connect_timeout
+        self._cgroups = cgroups or Cgroups()
         self._shims: dict[str, Shim] = {}
         self._starting: dict[str, asyncio.Task[Shim]] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
@@ -233,9 +238,10 @@ class ShimManager:
             try:
                 async with self._deletes:
                     exits[id_] = await self._launcher.delete(id_, self.bundles / id_, record.binary)
+                    await self._remove_cgroup(id_)
             except (errors.Error, OSError) as error:
                 failures[id_] = errors.one_line(error)
-                exits[id_] = Exit(UNKNOWN_EXIT, time.time_ns())
+                exits.setdefault(id_, Exit(UNKNOWN_EXIT, time.time_ns()))
                 _log.error("container of a dead shim not cleaned up", container=id_, error=error)
 
         await asyncio.gather(*map(delete, ids))
@@ -376,6 +382,21 @@ class ShimManager:
         mounted = await blocking.call(lambda: bool(mounts_below(str(path))))
         if mounted or await blocking.call(state.exists):
             await self._launcher.delete(container, path, shim.record.binary)
+        await self._remove_cgroup(container)
+
+    async def _remove_cgroup(self, container: str) -> None:
+        """Removes the cgroup of a container that was deleted, with whatever runs in it still.
+
+        The runtime has done so, unless it was killed before it noted down what it made. Only a
+        cgroup named for the container is taken for its own.
+        """
+        try:
+            spec = await blocking.call(bundle.read_config, self.bundles / container)
+        except (FileNotFoundError, errors.DataLoss):
+            return  # nothing was created from it
+        path = str(spec.get("linux", {}).get("cgroupsPath", ""))
+        if path.startswith("/") and container in os.path.basename(path):
+            await self._cgroups.remove(path, timeout=CGROUP_TIMEOUT, kill=True)
 
     async def features(self, handler: Handler) -> Features | None:
         """What a handler's shim says of itself and its OCI runtime; None for shims before 2.0.

@@ -13,6 +13,7 @@ import pytest
 
 from tests.fakes.shim import Behaviour, calls, install, until
 from zos_cri import errors
+from zos_cri.linux.cgroup import Cgroups
 from zos_cri.linux.spawn import PidFd, start_time
 from zos_cri.shim import bundle, processes
 from zos_cri.shim import manager as manager_module
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
 GROUP = "f" * 64
 
 
+class FakeCgroups(Cgroups):
+    """Removes nothing, notes what it was asked to; `stuck` ones can't be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed: list[str] = []
+        self.stuck: set[str] = set()
+
+    async def remove(self, path: str, *, timeout: float, kill: bool = False) -> None:
+        assert kill
+        self.removed.append(path)
+        if path in self.stuck:
+            raise errors.DeadlineExceeded(f"cgroup {path}: stuck")
+
+
 class Fixture:
     """A manager over a fake shim."""
 
@@ -35,6 +51,7 @@ class Fixture:
         self.bundles = tmp_path / "bundles"
         self.handler = Handler(name="fake", shim=str(install(self.directory)))
         self.lost: list[DeadShim] = []
+        self.cgroups = FakeCgroups()
         self.managers: list[ShimManager] = []
         self.manager = self.new()
 
@@ -48,7 +65,11 @@ class Fixture:
             dialects=DialectCache(None),
         )
         manager = ShimManager(
-            bundles=self.bundles, launcher=launcher, on_lost=self.on_lost, connect_timeout=2
+            bundles=self.bundles,
+            launcher=launcher,
+            on_lost=self.on_lost,
+            connect_timeout=2,
+            cgroups=self.cgroups,
         )
         self.managers.append(manager)
         return manager
@@ -64,11 +85,12 @@ class Fixture:
     def actions(self) -> list[str]:
         return [call["argv"][-1] for call in calls(self.directory)]
 
-    def add_container(self, container: str) -> None:
+    def add_container(self, container: str, cgroup: str = "") -> None:
         path = self.bundles / container
         path.mkdir(exist_ok=True)
         annotations = {bundle.GROUP_ANNOTATION: GROUP}
-        bundle.write_config(path, {"process": {}, "annotations": annotations})
+        linux = {"cgroupsPath": cgroup}
+        bundle.write_config(path, {"process": {}, "annotations": annotations, "linux": linux})
 
     @property
     def running(self) -> list[int]:
@@ -243,6 +265,20 @@ async def test_a_delete_that_fails_is_told_and_tried_again(fixture: Fixture) -> 
     fixture.behave()
     await fixture.manager.stop(GROUP)
     assert fixture.left() == ["c1"]
+
+
+async def test_what_a_runtime_left_in_its_cgroup_goes(fixture: Fixture) -> None:
+    """And only in a cgroup that is named for the container."""
+    shim = await fixture.manager.start(GROUP, fixture.handler)
+    paths = {"c1": "/pods/c1", "c2": "/pods/shared", "c3": "/", "c4": "pods.slice:cri:c4"}
+    for container, path in {**paths, "c5": "/pods/cri-c5.scope"}.items():
+        fixture.add_container(container, path)
+    fixture.cgroups.stuck.add("/pods/c1")
+    shim.kill()
+    await until(lambda: fixture.lost)
+    assert sorted(fixture.cgroups.removed) == ["/pods/c1", "/pods/cri-c5.scope"]
+    assert fixture.lost[0].failures == {"c1": "cgroup /pods/c1: stuck"}
+    assert fixture.lost[0].exits["c1"].status == 137  # known all the same
 
 
 async def test_a_bug_of_whoever_is_told_harms_nothing(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +14,6 @@ from zos_cri.shim import processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 GROUP = "g" * 64
 
@@ -64,3 +64,14 @@ def test_who_listens(tmp_path: Path, name: str) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(path)
     assert not processes.listens_on(os.getpid(), path)
+
+
+def test_a_process_without_a_command_line_is_no_shim() -> None:
+    """As in the midst of an exec, but for ever: it is asked for a while, no longer."""
+    assert not processes.is_shim(2, Path("/"), GROUP)  # the kernel's own
+
+
+def test_what_runs_for_a_container(sleeper: subprocess.Popen[bytes]) -> None:
+    assert processes.runs_for(os.getpid(), GROUP) == [sleeper.pid]
+    assert processes.runs_for(os.getpid(), "another") == []
+    assert processes.runs_for(1, GROUP) == []
