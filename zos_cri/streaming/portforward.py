@@ -28,8 +28,19 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 
-async def forward(backend: Backend, pod_id: str, port: int, data: Stream, error: Stream) -> None:
+async def forward(
+    backend: Backend,
+    pod_id: str,
+    port: int,
+    data: Stream,
+    error: Stream,
+    *,
+    half_close: bool = True,
+) -> None:
     """One connection from its start to its end, both directions. Raises nothing but cancellation.
+
+    Where the streams can't pass on the end of one direction (`half_close`), the pod's end is the
+    connection's.
 
     The streams are ended, and the connection is closed, before this returns.
     """
@@ -43,7 +54,7 @@ async def forward(backend: Backend, pod_id: str, port: int, data: Stream, error:
         data.reset()
         return
     try:
-        await _join(connection, data, error)
+        await _join(connection, data, error, half_close=half_close)
     except (ConnectionLost, StreamReset):
         pass  # the client gave it up
     except OSError as reason:
@@ -54,12 +65,10 @@ async def forward(backend: Backend, pod_id: str, port: int, data: Stream, error:
         await uninterrupted(connection.aclose, "closing a forwarded connection")
 
 
-async def _join(connection: Connection, data: Stream, error: Stream) -> None:
+async def _join(connection: Connection, data: Stream, error: Stream, *, half_close: bool) -> None:
     """Copies both ways until both have ended, or the client resets. Half-closes are passed on."""
-    copies = {
-        asyncio.create_task(_from_client(connection, data)),
-        asyncio.create_task(_from_pod(connection, data, error)),
-    }
+    from_pod = asyncio.create_task(_from_pod(connection, data, error))
+    copies = {asyncio.create_task(_from_client(connection, data)), from_pod}
     # Both may be waiting for the pod when the client gives the connection up.
     reset = asyncio.create_task(data.wait_reset())
     pending: set[asyncio.Task[None]] = set(copies)
@@ -71,6 +80,8 @@ async def _join(connection: Connection, data: Stream, error: Stream) -> None:
             for task in done:
                 await task
             pending -= done
+            if from_pod in done and not half_close:
+                return
     finally:
         await cancel_all({reset, *copies})
 

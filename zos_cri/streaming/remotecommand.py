@@ -83,6 +83,7 @@ class Plan:
     start: Callable[[], Awaitable[ProcessIO]]
     failure: str  # begins the message where the process can't be had
     report_exit: bool  # attach ends well whatever the container's exit code
+    error_before_end: bool = False  # see `_say_before_end`
     drain_timeout: float = DRAIN_TIMEOUT
 
 
@@ -102,15 +103,15 @@ async def serve_process(plan: Plan, streams: Mapping[StreamType, Stream]) -> Non
             raise
         _log.info("streaming session failed", what=plan.failure, error=one_line(error))
         status = failure_status(plan.version, f"{plan.failure}: {one_line(error)}")
-    if status and plan.version == 1:
-        await _say_to_version_1(status, streams[StreamType.ERROR])
+    if status and plan.error_before_end:
+        await _say_before_end(status, streams[StreamType.ERROR])
         status = b""
     await _say(status, streams)
 
 
-async def _say_to_version_1(status: bytes, error_stream: Stream) -> None:
-    # These clients are content when the outputs have ended, and forget to look at the error
-    # stream. So the outputs end only when the client, having read the error, has closed.
+async def _say_before_end(status: bytes, error_stream: Stream) -> None:
+    # SPDY clients of version 1 are content when the outputs have ended, and then forget to look
+    # at the error stream. So the outputs end when the client, having read the error, has closed.
     await error_stream.write(status)
     error_stream.write_eof()
     with suppress(TimeoutError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import parse_qs
@@ -38,9 +39,9 @@ from zos_cri.wire.remotecommand import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
-    from zos_cri.streaming.backend import Backend
+    from zos_cri.streaming.backend import Backend, ProcessIO
     from zos_cri.streaming.http import Request
     from zos_cri.streaming.link import Link
     from zos_cri.streaming.stream import Stream
@@ -123,7 +124,8 @@ class Sessions:
             version = SPDY_PROTOCOLS[protocol]
             collector = StreamCollector(what, version)
             session = SpdySession(link, on_stream=collector)
-            work = self._serve_spdy_process(link, session, collector, self._plan(what, version))
+            plan = self._plan(what, version, error_before_end=version == 1)
+            work = self._serve_spdy_process(link, session, collector, plan)
         link.write(switching_protocols([(PROTOCOL_VERSION, protocol)]))
         link.attach(session)
         if request.rest:
@@ -249,7 +251,9 @@ class Sessions:
             async with asyncio.TaskGroup() as group:
                 for index, port in enumerate(ports):
                     data, error = session.channel(2 * index), session.channel(2 * index + 1)
-                    group.create_task(forward(self._backend, pod_id, port, data, error))
+                    group.create_task(
+                        forward(self._backend, pod_id, port, data, error, half_close=False)
+                    )
             socket.close()
 
         return serve()
@@ -259,22 +263,21 @@ class Sessions:
     def _forwarder(self, what: PortForwardRequest) -> Forwarder:
         return Forwarder(self._backend, what.pod_id, creation_timeout=self._creation_timeout)
 
-    def _plan(self, what: ExecRequest | AttachRequest, version: int) -> Plan:
+    def _plan(
+        self, what: ExecRequest | AttachRequest, version: int, *, error_before_end: bool = False
+    ) -> Plan:
+        start: Callable[[], Awaitable[ProcessIO]]
         if isinstance(what, ExecRequest):
-            return Plan(
-                version,
-                what,
-                lambda: self._backend.exec(what),
-                failure="error executing command in container",
-                report_exit=True,
-                drain_timeout=self._drain_timeout,
-            )
+            start, failure = partial(self._backend.exec, what), "executing command in"
+        else:
+            start, failure = partial(self._backend.attach, what), "attaching to"
         return Plan(
             version,
             what,
-            lambda: self._backend.attach(what),
-            failure="error attaching to container",
-            report_exit=False,
+            start,
+            failure=f"error {failure} container",
+            report_exit=isinstance(what, ExecRequest),
+            error_before_end=error_before_end,
             drain_timeout=self._drain_timeout,
         )
 
