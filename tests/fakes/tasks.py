@@ -279,6 +279,9 @@ class FakeShims:
         if shim is not None:
             shim.die()
 
+    async def discard(self, group: str, id: str) -> None:
+        self._enter("discard", id)
+
     async def recover(self) -> list[FakeShim | DeadShim]:
         self._enter("recover", "")
         return [*self.shims.values(), *self.dead]
