@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 _V1_UNLIMITED: Final = 0x7FFF_FFFF_FFFF_0000
 _READ_MAX: Final = 1 << 20  # memory.stat has 2 KiB; io.stat a line for each device
 _NS_A_TICK: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class Files(Protocol):
+    """A cgroup directory that reads its files in its own way (`cgroupfiles` keeps them open)."""
+
+    @property
+    def directory(self) -> str: ...
+
+    def read(self, name: str) -> str | None:
+        """As `read_text`."""
 
 
 class CpuStats(msgspec.Struct, frozen=True):
@@ -118,8 +128,10 @@ class CgroupStats(msgspec.Struct, frozen=True):
     oom_kills: int = 0
 
 
-def read_text(directory: str, name: str) -> str | None:
+def read_text(directory: str | Files, name: str) -> str | None:
     """A cgroup file's content; None where it isn't there or its feature is switched off."""
+    if not isinstance(directory, str):
+        return directory.read(name)
     try:
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
@@ -135,13 +147,13 @@ def read_text(directory: str, name: str) -> str | None:
         os.close(fd)
 
 
-def read_int(directory: str, name: str) -> int | None:
+def read_int(directory: str | Files, name: str) -> int | None:
     """A file with one number; None where it is missing, or `max`."""
     text = read_text(directory, name)
     return None if text is None else _number(text.strip())
 
 
-def read_keyed(directory: str, name: str) -> dict[str, int]:
+def read_keyed(directory: str | Files, name: str) -> dict[str, int]:
     """A file of `key value` lines; empty where it is missing."""
     found = {}
     for line in (read_text(directory, name) or "").splitlines():
@@ -151,7 +163,7 @@ def read_keyed(directory: str, name: str) -> dict[str, int]:
     return found
 
 
-def cpu_v2(directory: str) -> CpuStats:
+def cpu_v2(directory: str | Files) -> CpuStats:
     stat = read_keyed(directory, "cpu.stat")
     return CpuStats(
         usage_ns=stat.get("usage_usec", 0) * 1000,
@@ -163,7 +175,7 @@ def cpu_v2(directory: str) -> CpuStats:
     )
 
 
-def cpu_v1(cpu: str | None, cpuacct: str | None) -> CpuStats:
+def cpu_v1(cpu: str | Files | None, cpuacct: str | Files | None) -> CpuStats:
     """Of the directories in the cpu and the cpuacct hierarchy, which may be one and the same."""
     used = read_keyed(cpuacct, "cpuacct.stat") if cpuacct else {}
     throttled = read_keyed(cpu, "cpu.stat") if cpu else {}
@@ -177,7 +189,7 @@ def cpu_v1(cpu: str | None, cpuacct: str | None) -> CpuStats:
     )
 
 
-def memory_v2(directory: str) -> MemoryStats:
+def memory_v2(directory: str | Files) -> MemoryStats:
     stat = read_keyed(directory, "memory.stat")
     usage = read_int(directory, "memory.current")
     if usage is None:  # the root cgroup has no memory.current
@@ -199,7 +211,7 @@ def memory_v2(directory: str) -> MemoryStats:
     )
 
 
-def memory_v1(directory: str) -> MemoryStats:
+def memory_v1(directory: str | Files) -> MemoryStats:
     stat = read_keyed(directory, "memory.stat")
     usage = read_int(directory, "memory.usage_in_bytes") or 0
     limit = _v1_limit(read_int(directory, "memory.limit_in_bytes"))
@@ -221,7 +233,7 @@ def memory_v1(directory: str) -> MemoryStats:
     )
 
 
-def io_v2(directory: str) -> tuple[IoStats, ...]:
+def io_v2(directory: str | Files) -> tuple[IoStats, ...]:
     """io.stat: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`."""
     found = []
     for line in (read_text(directory, "io.stat") or "").splitlines():
@@ -242,7 +254,7 @@ def io_v2(directory: str) -> tuple[IoStats, ...]:
     return tuple(found)
 
 
-def io_v1(directory: str) -> tuple[IoStats, ...]:
+def io_v1(directory: str | Files) -> tuple[IoStats, ...]:
     """The throttling layer's counters: the only ones that every scheduler fills."""
     sizes = _blkio(directory, "blkio.throttle.io_service_bytes")
     counts = _blkio(directory, "blkio.throttle.io_serviced")
@@ -259,7 +271,7 @@ def io_v1(directory: str) -> tuple[IoStats, ...]:
     )
 
 
-def _blkio(directory: str, name: str) -> dict[tuple[int, int], dict[str, int]]:
+def _blkio(directory: str | Files, name: str) -> dict[tuple[int, int], dict[str, int]]:
     """`8:0 Read 4096` lines by device; with the cgroups below where the kernel sums them."""
     text = read_text(directory, name + "_recursive")
     if text is None:
@@ -273,7 +285,7 @@ def _blkio(directory: str, name: str) -> dict[tuple[int, int], dict[str, int]]:
     return found
 
 
-def hugetlb_v2(directory: str) -> tuple[HugetlbStats, ...]:
+def hugetlb_v2(directory: str | Files) -> tuple[HugetlbStats, ...]:
     return _hugetlb(
         directory,
         ".current",
@@ -286,7 +298,7 @@ def hugetlb_v2(directory: str) -> tuple[HugetlbStats, ...]:
     )
 
 
-def hugetlb_v1(directory: str) -> tuple[HugetlbStats, ...]:
+def hugetlb_v1(directory: str | Files) -> tuple[HugetlbStats, ...]:
     return _hugetlb(
         directory,
         ".usage_in_bytes",
@@ -301,17 +313,17 @@ def hugetlb_v1(directory: str) -> tuple[HugetlbStats, ...]:
 
 
 def _hugetlb(
-    directory: str, suffix: str, read: Callable[[str], HugetlbStats]
+    directory: str | Files, suffix: str, read: Callable[[str], HugetlbStats]
 ) -> tuple[HugetlbStats, ...]:
     sizes = sorted(
         name.removeprefix("hugetlb.").removesuffix(suffix)
-        for name in os.listdir(directory)
+        for name in os.listdir(directory if isinstance(directory, str) else directory.directory)
         if name.startswith("hugetlb.") and name.endswith(suffix) and ".rsvd." not in name
     )
     return tuple(read(size) for size in sizes)
 
 
-def pressure(directory: str) -> dict[str, Pressure]:
+def pressure(directory: str | Files) -> dict[str, Pressure]:
     """By resource, as far as the kernel keeps it."""
     found = {}
     for resource in ("cpu", "memory", "io"):
@@ -336,12 +348,12 @@ def parse_pressure(text: str) -> Pressure:
     return Pressure(some=stalls["some"], full=stalls["full"])
 
 
-def oom_kills_v2(directory: str) -> int:
+def oom_kills_v2(directory: str | Files) -> int:
     """Of this cgroup and those below it."""
     return read_keyed(directory, "memory.events").get("oom_kill", 0)
 
 
-def oom_kills_v1(directory: str) -> int:
+def oom_kills_v1(directory: str | Files) -> int:
     """Of this cgroup alone: v1 doesn't sum them."""
     return read_keyed(directory, "memory.oom_control").get("oom_kill", 0)
 
