@@ -63,10 +63,14 @@ class Logger:
     def run(self) -> None:
         """Until `stopping`. What is in the FIFOs then waits for the next logger."""
         while not self.stopping:
-            self._loop.poll(block=not self._ready)
-            end = time.monotonic() + _TURN
-            while self._ready and (now := time.monotonic()) < end:
-                self._step(*self._ready.popleft(), now)
+            self.turn()
+
+    def turn(self, *, block: bool = True) -> None:
+        """Handles what there is; where that is nothing, waits for something (with `block`)."""
+        self._loop.poll(block=block and not self._ready)
+        end = time.monotonic() + _TURN
+        while self._ready and (now := time.monotonic()) < end:
+            self._step(*self._ready.popleft(), now)
 
     def close(self) -> None:
         for container in self._containers.values():

@@ -4,8 +4,8 @@ asyncio would do, but for its size (10 MiB of RSS, more than all the rest) and f
 which is level-triggered: an unterminated line waiting in a FIFO would keep it awake.
 
 Streams are *patient*: while they are busy they are looked at once a millisecond, so that a writer
-of many small pieces doesn't wake us for each. Clients and taps are served at once all the same, and
-so is a stream that was quiet.
+of many small pieces doesn't wake us for each (measured with 100-byte writes: a quarter of the CPU).
+Clients and taps are served at once all the same, and so is a stream that was quiet.
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""The event loop."""
+
+import os
+import select
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from zos_cri.stdio.loop import REST, Loop
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    os.close(reader)
+    os.close(writer)
+
+
+@pytest.mark.parametrize("patient", [False, True])
+def test_events_are_told(loop: Loop, pipe: tuple[int, int], patient: bool) -> None:
+    events: list[int] = []
+    loop.register(pipe[0], select.EPOLLIN, events.append, patient=patient)
+    loop.poll(block=False)
+    assert events == []
+    os.write(pipe[1], b"x")
+    loop.poll(block=True)
+    assert events == [select.EPOLLIN]
+    loop.modify(pipe[0], 0)
+    loop.poll(block=False)
+    assert len(events) == 1
+    loop.unregister(pipe[0])
+
+
+def test_timers_run_in_order_and_cancelled_ones_don_t(loop: Loop) -> None:
+    ran: list[str] = []
+    loop.call_later(0.02, lambda: ran.append("second"))
+    loop.call_later(0.01, lambda: ran.append("first"))
+    loop.call_later(0.0, lambda: ran.append("never")).cancel()
+    while len(ran) < 2:
+        loop.poll(block=True)
+    assert ran == ["first", "second"]
+
+
+def test_an_event_of_a_closed_descriptor_isn_t_told_to_its_number_s_next_owner(
+    loop: Loop,
+) -> None:
+    told: list[str] = []
+    pipes = [os.pipe(), os.pipe()]
+    fresh: list[tuple[int, int]] = []
+
+    def replace(_events: int) -> None:
+        """Whichever is told first closes the other, whose number goes to a new pipe."""
+        if fresh:
+            told.append("old")
+            return
+        for reader, writer in pipes:
+            loop.unregister(reader)
+            os.close(reader)
+            os.close(writer)
+        fresh.append(os.pipe())
+        loop.register(fresh[0][0], select.EPOLLIN, lambda _: told.append("new"))
+
+    for reader, writer in pipes:
+        loop.register(reader, select.EPOLLIN, replace)
+        os.write(writer, b"x")
+    loop.poll(block=True)
+    assert fresh[0][0] in (pipes[0][0], pipes[1][0]), "the kernel gives the lowest free number"
+    assert told == []
+    for fd in fresh[0]:
+        os.close(fd)
+
+
+def test_a_busy_patient_descriptor_rests_and_a_prompt_one_doesn_t(
+    loop: Loop, pipe: tuple[int, int]
+) -> None:
+    seen: list[int] = []
+    loop.register(pipe[0], select.EPOLLIN | select.EPOLLET, seen.append, patient=True)
+    for n in range(3):
+        os.write(pipe[1], b"x")
+        loop.poll(block=True)
+        assert len(seen) == n + 1
+    reader, writer = os.pipe()
+    prompt: list[int] = []
+    loop.register(reader, select.EPOLLIN, prompt.append)
+    os.write(writer, b"x")
+    start = time.monotonic()
+    loop.poll(block=True)
+    assert prompt
+    assert time.monotonic() - start < 100 * REST
+    loop.unregister(reader)
+    os.close(reader)
+    os.close(writer)
