@@ -5,6 +5,7 @@ An unknown key, a wrong type or an impossible value is an error that names the f
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,12 +13,16 @@ from typing import Annotated, Final
 import msgspec
 
 from zos_cri.errors import InvalidArgument
+from zos_cri.log import FORMATS, LEVELS
 from zos_cri.shim.handler import Handler
 
 DEFAULT_PATH: Final = Path("/etc/zos-cri/config.toml")
 CONFIG_LIMIT: Final = 1 << 20  # bytes; a configuration is a few KiB
 
+SOCKET_PATH_LIMIT: Final = 107  # bytes: unix(7)
+
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -28,7 +33,7 @@ class ServerConfig(_Section, frozen=True):
     """Where the server listens and keeps things."""
 
     socket: str = ""  # "" = <run>/zos-cri.sock
-    socket_gid: int = 0  # group of the socket; it is 0600 for gid 0, else 0660
+    socket_gid: NotNegative = 0  # group of the socket; it is 0600 for gid 0, else 0660
     state: str = "/var/lib/zos-cri"
     run: str = "/run/zos-cri"
     logs: str = "/var/log"  # the module's <ns>/<name>.log
@@ -62,7 +67,7 @@ class ImageConfig(_Section, frozen=True):
 class ContainerLogConfig(_Section, frozen=True):
     """CRI container logs."""
 
-    max_line_size: int = 16384  # bytes; longer lines are split with P, 0 = never
+    max_line_size: NotNegative = 16384  # bytes; longer lines are split with P, 0 = never
 
 
 class StreamingConfig(_Section, frozen=True):
@@ -164,19 +169,32 @@ def _check(config: Config, name: str) -> None:
         ("server.state", config.server.state),
         ("server.run", config.server.run),
         ("server.logs", config.server.logs),
+        ("server.socket", str(config.socket)),
         ("cni.conf_dir", config.cni.conf_dir),
+        *(("cni.bin_dirs", directory) for directory in config.cni.bin_dirs),
     ):
         if not value.startswith("/"):
             raise InvalidArgument(f'{name}: {key}: "{value}" is not an absolute path')
-    if config.log.level not in ("debug", "info", "warning", "error"):
+    if len(os.fsencode(config.socket)) > SOCKET_PATH_LIMIT:
+        raise InvalidArgument(
+            f"{name}: server.socket: {config.socket} is longer than {SOCKET_PATH_LIMIT} bytes"
+        )
+    if config.server.metrics and not _is_address(config.server.metrics):
+        raise InvalidArgument(f'{name}: server.metrics: "{config.server.metrics}" is not HOST:PORT')
+    if config.log.level not in LEVELS:
         raise InvalidArgument(f'{name}: log.level: "{config.log.level}" is not a level')
-    if config.log.format not in ("text", "json"):
+    if config.log.format not in FORMATS:
         raise InvalidArgument(f'{name}: log.format: "{config.log.format}" is neither text nor json')
     address = config.streaming.address
-    if not address.startswith("/") and not address.rpartition(":")[2].isdecimal():
+    if not address.startswith("/") and not _is_address(address):
         raise InvalidArgument(f'{name}: streaming.address: "{address}" is not HOST:PORT or a path')
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
         raise InvalidArgument(f"{name}: streaming: tls_cert and tls_key go together")
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdecimal() and int(port) < 65536
 
 
 def handlers(config: Config) -> dict[str, Handler]:
