@@ -27,7 +27,7 @@ from zos_cri.errors import (
 )
 from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind, get_log
-from zos_cri.network.pod import PodNetwork
+from zos_cri.network.pod import PodNetwork, PortMapping, bandwidth_of
 from zos_cri.oci import sysctls
 from zos_cri.oci.namespaces import pod_plan
 from zos_cri.store.joins import Joins
@@ -153,6 +153,8 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         meta = self._meta(name, config, encoded, handler)
+        # What is wrong with it is said before anything is made, and never when it is taken back.
+        pod_network(meta, config).check()
         with bind(pod=meta.id):
             await self._create(meta, config)
         return meta.id
@@ -402,14 +404,29 @@ def sandbox_name(metadata: pb.PodSandboxMetadata) -> str:
 def pod_network(
     meta: SandboxMeta, config: pb.PodSandboxConfig, *, netns: str | None = None
 ) -> PodNetwork:
-    """A pod as CNI is told of it; `netns` is "" where the namespace is gone already."""
+    """A pod as CNI is told of it; `netns` is "" where the namespace is gone already.
+
+    Raises:
+        InvalidArgument: an annotation of Kubernetes' is wrong.
+    """
     return PodNetwork(
         id=meta.id,
         name=config.metadata.name,
         namespace=config.metadata.namespace,
         uid=config.metadata.uid,
         netns=meta.netns if netns is None else netns,
+        port_mappings=tuple(
+            PortMapping(
+                container_port=mapping.container_port,
+                host_port=mapping.host_port,
+                protocol=pb.Protocol.Name(mapping.protocol).lower(),
+                host_ip=mapping.host_ip,
+            )
+            for mapping in config.port_mappings
+        ),
         annotations=dict(config.annotations),
+        bandwidth=bandwidth_of(config.annotations),
+        cgroup_parent=meta.cgroup,
     )
 
 
