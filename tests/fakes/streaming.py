@@ -9,6 +9,7 @@ Commands (`cmd[0]`):
     deaf            never reads stdin, hangs
     closed-stdin    has closed its stdin; writes "done" when `release` is set
     sizes N         writes "WxH\n" for each of the first N sizes, exits
+    late N          exits with 4 first and writes N bytes after that, as a child of it would
     orphan          writes "out", exits, and leaves stdout open
     broken          can't be started
     broken-output   its stdout can't be read
@@ -111,8 +112,15 @@ class FakeProcess:
         script = getattr(self, "_" + cmd[0].replace("-", "_"))
         self._task = asyncio.create_task(self._run(script(*cmd[1:]), keep_open=cmd[0] == "orphan"))
 
-    async def _run(self, script: Awaitable[int], *, keep_open: bool) -> None:
+    async def _run(self, script: Awaitable[int | bytes], *, keep_open: bool) -> None:
         code = await script
+        if isinstance(code, bytes):
+            self._code.set_result(4)
+            await asyncio.sleep(0.05)
+            await self.stdout.write(code)
+            await self.stdout.end()
+            await self.stderr.end()
+            return
         if not keep_open:
             await self.stdout.end()
             await self.stderr.end()
@@ -157,6 +165,9 @@ class FakeProcess:
                 await self._resized.wait_for(lambda: len(self.sizes) > index)  # noqa: B023
             await self.stdout.write(b"%dx%d\n" % self.sizes[index])
         return 0
+
+    async def _late(self, count: str) -> bytes:
+        return pattern(int(count))
 
     async def _orphan(self) -> int:
         await self.stdout.write(b"out")

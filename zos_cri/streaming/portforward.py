@@ -53,12 +53,19 @@ async def forward(
         await _say(error, text)
         data.reset()
         return
+    except Exception:
+        _log.exception("port can't be forwarded", pod=pod_id, port=port)
+        await _say(error, f"error forwarding port {port}: a mistake of the server, see its log")
+        data.reset()
+        return
     try:
         await _join(connection, data, error, half_close=half_close)
     except (ConnectionLost, StreamReset):
         pass  # the client gave it up
-    except OSError as reason:
+    except (Error, OSError) as reason:
         _log.debug("forwarded connection broke", pod=pod_id, port=port, error=reason)
+    except Exception:
+        _log.exception("forwarded connection failed", pod=pod_id, port=port)
     finally:
         data.reset()  # nothing where both directions have ended as they should
         error.write_eof()

@@ -98,11 +98,16 @@ async def serve_process(plan: Plan, streams: Mapping[StreamType, Stream]) -> Non
     streams[StreamType.ERROR].discard()  # clients send nothing here
     try:
         status = await _run(plan, streams)
+    except (ConnectionLost, StreamReset):
+        raise
     except (Error, OSError) as error:
-        if isinstance(error, (ConnectionLost, StreamReset)):
-            raise
         _log.info("streaming session failed", what=plan.failure, error=one_line(error))
         status = failure_status(plan.version, f"{plan.failure}: {one_line(error)}")
+    except Exception:
+        _log.exception("streaming session failed", what=plan.failure)
+        status = failure_status(
+            plan.version, f"{plan.failure}: a mistake of the server, see its log"
+        )
     if status and plan.error_before_end:
         await _say_before_end(status, streams[StreamType.ERROR])
         status = b""

@@ -151,6 +151,14 @@ async def test_closed_stdin_is_no_error(server: StreamingServer, backend: FakeBa
         assert exit_code(await read_status(streams["error"])) == 0
 
 
+async def test_output_that_comes_after_the_exit(server: StreamingServer) -> None:
+    async with spdy_session(server.exec_url(execute("late", "2000000"))) as session:
+        streams = await open_streams(session, "error", "stdout")
+        error = asyncio.create_task(read_status(streams["error"]))
+        assert await read_all(streams["stdout"]) == pattern(2_000_000)
+        assert exit_code(await error) == 4
+
+
 async def test_an_output_kept_open_does_not_hold_the_exit_back(backend: FakeBackend) -> None:
     server = StreamingServer(backend)
     server._sessions._drain_timeout = 0.2
