@@ -157,7 +157,11 @@ class App:
             metrics=metrics,
             drain_timeout=config.exec.drain_timeout,
         )
-        images = ImageStore(self._state / "images", busybox=Path(config.images.busybox))
+        images = ImageStore(
+            self._state / "images",
+            busybox=Path(config.images.busybox),
+            certs_dirs=[Path(each) for each in config.images.certs_dirs],
+        )
         await images.start()
         self._undo.push_async_callback(images.aclose)
         await images.ensure_builtin()

@@ -60,7 +60,8 @@ class CniConfig(_Section, frozen=True):
 class ImageConfig(_Section, frozen=True):
     """Where images come from."""
 
-    certs_dir: str = "/etc/containerd/certs.d"  # <host>/hosts.toml: mirrors, CAs, certificates
+    # <host>/hosts.toml below these: mirrors, CAs, certificates; the first that knows a host counts
+    certs_dirs: tuple[str, ...] = ("/etc/zos-cri/certs.d", "/etc/containerd/certs.d")
     busybox: str = "/bin/busybox"  # what the built-in image is made of; must be static
 
 

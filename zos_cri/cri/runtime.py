@@ -18,6 +18,7 @@ from zos_cri.cri.list_images import list_images
 from zos_cri.cri.list_pod_sandbox import list_pod_sandbox
 from zos_cri.cri.pod_sandbox_status import pod_sandbox_status
 from zos_cri.cri.port_forward import port_forward
+from zos_cri.cri.pull_image import pull_image
 from zos_cri.cri.remove_container import remove_container
 from zos_cri.cri.remove_image import remove_image
 from zos_cri.cri.remove_pod_sandbox import remove_pod_sandbox
@@ -67,6 +68,7 @@ RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
 IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "ListImages": list_images,
     "ImageStatus": image_status,
+    "PullImage": pull_image,
     "RemoveImage": remove_image,
     "ImageFsInfo": image_fs_info,
 }

@@ -243,6 +243,7 @@ class Network:
             failed = await self._chains.detach_all(
                 attachments, pod, _deadline(self._delete_timeout)
             )
+            await self._chains.on_disk(self._records.tidy, pod.id)
         if failed:
             raise failed[0]
 

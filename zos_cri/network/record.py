@@ -120,6 +120,14 @@ class Records:
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
+    def tidy(self, container_id: str) -> None:
+        """Removes what a writer that was killed left in a pod's directory, and that when empty."""
+        directory = self._directory / container_id
+        for leftover in directory.glob("*.new"):
+            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
     def of(self, container_id: str) -> list[Attachment]:
         """A pod's records in the order in which its networks were attached."""
         if "/" in container_id or container_id in ("", ".", ".."):

@@ -28,6 +28,8 @@ CONFIG: Final = "config.json"
 RECORD: Final = "shim.json"
 LOG: Final = "log"
 # Both are read by the runc shim; a pod's containers carry this one with Kubernetes too.
+# Written by the shim and the runtime in the course of a Create.
+RUNTIME_FILES: Final = ("init.pid", ".init.pid", "log.json")
 GROUP_ANNOTATION: Final = "io.kubernetes.cri.sandbox-id"
 _RECORD_VERSION: Final = 1
 # A full OCI spec with its seccomp profile has about 20 KiB.
@@ -183,6 +185,12 @@ def remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.rename(hidden)
     _remove_hidden(hidden)
+
+
+def remove_runtime_files(path: Path) -> None:
+    """Removes what a Create wrote into a bundle; a second one would stumble over its temporary."""
+    for name in RUNTIME_FILES:
+        (path / name).unlink(missing_ok=True)
 
 
 def remove_leftovers(bundles: Path) -> None:

@@ -382,6 +382,7 @@ class ShimManager:
         mounted = await blocking.call(lambda: bool(mounts_below(str(path))))
         if mounted or await blocking.call(state.exists):
             await self._launcher.delete(container, path, shim.record.binary)
+        await blocking.call(bundle.remove_runtime_files, path)
         await self._remove_cgroup(container)
 
     async def _remove_cgroup(self, container: str) -> None:

@@ -140,3 +140,12 @@ def test_other_files_are_passed_over(records: Records, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", ".", "a b", "a/b", "a:b", "a@b", "x" * 16, "\t"])
 def test_interface_names_refused(name: str) -> None:
     assert not IFNAME.fullmatch(name)
+
+
+def test_a_killed_writers_leftovers_go(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    (tmp_path / "pod").mkdir()
+    (tmp_path / "pod" / "net@eth0.new").write_text("half")
+    records.tidy("pod")
+    records.tidy("pod")
+    assert list(tmp_path.iterdir()) == []

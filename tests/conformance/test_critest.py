@@ -1,0 +1,84 @@
+"""critest, the Kubernetes project's own suite for CRI, over a real server, registry and network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import ROOT, TOOLS
+from tests.integration.server import UPSTREAM, Server, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.runtime,
+    pytest.mark.go,
+    pytest.mark.timeout(1200),
+]
+
+# The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
+# AppArmor, which critest finds out by itself.
+SKIP = r"public image with digest|benchmark"
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Iterator[Path]:
+    """A registry with critest's images; where its hosts.toml files are."""
+    certs = tmp_path_factory.mktemp("certs.d")
+    ready = certs / ".ready"
+    serve = subprocess.Popen(
+        [ROOT / "hack/images/serve", "--certs-d", certs, "sh", "-c", f"touch {ready}; cat"],
+        stdin=subprocess.PIPE,
+    )
+    try:
+        while not ready.exists():
+            assert serve.poll() is None, "the registry did not start"
+            os.sched_yield()
+        yield certs
+    finally:
+        serve.communicate(timeout=30)
+
+
+@pytest.fixture
+def node(registry: Path) -> Iterator[Server]:
+    extra = f'[images]\ncerts_dirs = ["{registry}"]\n'
+    with serving(UPSTREAM, cni=True, extra=extra) as server:
+        yield server
+
+
+def critest(server: Server, directory: Path, *flags: str) -> str:
+    """Runs critest; its report. What it skipped and failed is printed."""
+    endpoint = f"unix://{server.socket}"
+    done = subprocess.run(
+        [
+            *(TOOLS / "critest", "-runtime-endpoint", endpoint, "-image-endpoint", endpoint),
+            *(f"-ginkgo.skip={SKIP}", "-ginkgo.no-color", *flags),
+        ],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}"},
+    )
+    report = done.stdout + done.stderr
+    for line in report.splitlines():
+        if re.search(r"\[FAIL\]|\[FAILED\]|^Ran |^(FAIL|SUCCESS)!|Passed", line):
+            print(line)
+    assert done.returncode == 0, report[-20_000:]
+    return report
+
+
+def test_critest(node: Server, tmp_path: Path) -> None:
+    report = critest(node, tmp_path)
+    passed = re.search(r"(\d+) Passed \| 0 Failed", report)
+    assert passed is not None
+    print(f"critest: {passed[0]}")
+    node.remove_pods()
+    assert node.leftovers() == []
