@@ -34,10 +34,10 @@ _ID_FIELDS: Final = {
     "ns": "ns",
     "id": "container",
 }
-# Errors that say that we, not the caller, are at fault; the others are part of the day's work.
 # Characters. It travels in a header, and those are 8 KiB together, with three bytes for one that
 # isn't ASCII; a client gets RESOURCE_EXHAUSTED in place of a longer one.
 MESSAGE_LIMIT: Final = 1024
+# Errors that say that we, not the caller, are at fault; the others are part of the day's work.
 _OUR_FAULT: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 
 
