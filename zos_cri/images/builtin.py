@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import FailedPrecondition
+from zos_cri.images.manifest import go_architecture
 from zos_cri.images.model import (
     MEDIA_OCI_CONFIG,
     MEDIA_OCI_LAYER,
@@ -65,20 +66,6 @@ _DIRECTORIES: Final = {
     "run": 0o755, "sbin": 0o755, "sys": 0o555, "tmp": 0o1777, "usr": 0o755, "usr/bin": 0o755,
     "usr/sbin": 0o755, "var": 0o755, "var/log": 0o755, "var/tmp": 0o1777, "var/www": 0o755,
 }  # fmt: skip
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "ppc64le": "ppc64le",
-    "riscv64": "riscv64",
-    "s390x": "s390x",
-}
-
-
-def architecture() -> str:
-    """This machine's, as images name it (GOARCH)."""
-    machine = os.uname().machine
-    return _ARCHITECTURES.get(machine, machine)
 
 
 async def applets(busybox: Path) -> tuple[str, ...]:
@@ -122,7 +109,7 @@ def make(
     usage = tree_usage(os.fsencode(staging))
     config = _json(
         {
-            "architecture": architecture(),
+            "architecture": go_architecture(os.uname().machine),
             "config": {
                 "Cmd": ["sh"],
                 "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],

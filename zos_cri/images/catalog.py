@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zos_cri.errors import DataLoss, FailedPrecondition
-from zos_cri.images.model import Blob, Image, Layer, NewImage, parse_config
+from zos_cri.images.model import Blob, Image, Layer, NewImage, Usage, parse_config
 from zos_cri.log import get_log
 
 if TYPE_CHECKING:
@@ -248,14 +248,48 @@ class Catalog:
         for chain_id in chain_ids:
             self.layers.pop(chain_id, None)
 
-    def set_seal(self, chain_id: str, seal: str) -> None:
+    def set_seal(self, chain_id: str, seal: str, usage: Usage) -> None:
         """Records what a layer's tree looked like when it was known to be whole."""
         layer = self.layers.get(chain_id)
         if layer is None:
             return
         with self._transaction(durable=False) as db:
-            db.execute("UPDATE layer SET seal = ? WHERE chain_id = ?", (seal, chain_id))
-        self.layers[chain_id] = msgspec.structs.replace(layer, seal=seal)
+            db.execute(
+                "UPDATE layer SET seal = ?, bytes = ?, inodes = ? WHERE chain_id = ?",
+                (seal, usage.bytes, usage.inodes, chain_id),
+            )
+        self.layers[chain_id] = msgspec.structs.replace(
+            layer, seal=seal, bytes=usage.bytes, inodes=usage.inodes
+        )
+        for image_id, image in list(self.images.items()):
+            if chain_id in image.chain_ids:
+                size = image.size - layer.bytes + usage.bytes
+                self.images[image_id] = msgspec.structs.replace(image, size=size)
+
+    def set_damaged(self, chain_id: str) -> list[str]:
+        """A layer isn't what it was: forgets the images that stand on it, so that they are pulled
+        again, and gives the layer another name for the containers that use it still.
+
+        Returns:
+            The ids of the images.
+        """
+        layer = self.layers[chain_id]
+        name = f"{chain_id}-damaged-{layer.n}"
+        gone = [i.id for i in list(self.images.values()) if chain_id in i.chain_ids]
+        for image_id in gone:
+            self.remove_image(image_id)
+        with self._transaction(durable=True) as db:
+            db.execute("UPDATE layer SET chain_id = ? WHERE n = ?", (name, layer.n))
+            db.execute(
+                "UPDATE container SET chain_ids = replace(chain_ids, ?, ?)", (chain_id, name)
+            )
+        del self.layers[chain_id]
+        self.layers[name] = msgspec.structs.replace(layer, chain_id=name)
+        for container_id, (image_id, chain_ids) in list(self.containers.items()):
+            if chain_id in chain_ids:
+                renamed = tuple(name if c == chain_id else c for c in chain_ids)
+                self.containers[container_id] = (image_id, renamed)
+        return gone
 
     def add_container(self, container_id: str, image_id: str, chain_ids: tuple[str, ...]) -> None:
         """Records that a container's root filesystem stands on these layers."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from zos_cri import errors
-from zos_cri.images.model import Auth, Floor, NewImage
+from zos_cri.images.model import Auth, Blob, Floor, NewImage
 
 
 class Fetching(msgspec.Struct, frozen=True):
@@ -65,6 +65,24 @@ class LoadJob(Job, frozen=True, tag=True):
     """Images from an archive file: an OCI layout or `docker save`, plain or compressed."""
 
     path: str = ""
+
+
+class SavedImage(msgspec.Struct, frozen=True):
+    """An image to be written to an archive, and the tags it shall have there."""
+
+    id: str
+    config: bytes
+    manifest: bytes
+    manifest_type: str
+    blobs: tuple[Blob, ...]
+    names: tuple[str, ...]
+
+
+class SaveJob(Job, frozen=True, tag=True):
+    """Images to an archive file that is written to `path`."""
+
+    path: str = ""
+    images: tuple[SavedImage, ...] = ()
 
 
 class FlistJob(Job, frozen=True, tag=True):
@@ -141,7 +159,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-AnyJob = PullJob | LoadJob | FlistJob | SealJob
+AnyJob = PullJob | LoadJob | SaveJob | FlistJob | SealJob
 AnyEvent = Resolved | Progress | Sealed | Done | Failed
 
 _KINDS = {

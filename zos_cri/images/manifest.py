@@ -131,6 +131,11 @@ def platforms_of(machine: str) -> tuple[Platform, ...]:
     return tuple(known.get(machine, (Platform("linux", machine),)))
 
 
+def go_architecture(machine: str) -> str:
+    """A machine (`uname -m`) as images name it (GOARCH)."""
+    return platforms_of(machine)[0].architecture
+
+
 def check_platform(document: dict[str, Any], platforms: Sequence[Platform], what: str) -> None:
     """Refuses a configuration that names another machine; one that names none is let through.
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from zos_cri.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument
 from zos_cri.images import workers
-from zos_cri.images.jobs import Fetching, LayerProgress, Progress, PullJob, Resolved
+from zos_cri.images.jobs import (
+    Fetching,
+    FlistJob,
+    LayerProgress,
+    LoadJob,
+    Progress,
+    PullJob,
+    Resolved,
+)
 from zos_cri.log import get_log
 from zos_cri.wire import reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from zos_cri.images.catalog import Catalog
@@ -116,7 +124,9 @@ class Pulls:
         if running is None or running.given_up:
             pull = running = _Pull(key)
             self._running[identity] = pull
-            pull.task = asyncio.ensure_future(self._run(pull, ref, auth))
+            pull.task = asyncio.ensure_future(
+                self._reported(pull, lambda: self._run(pull, ref, auth))
+            )
             pull.task.add_done_callback(lambda _: self._ended(identity, pull))
         return await running.wait(timeout)
 
@@ -125,6 +135,51 @@ class Pulls:
             del self._running[identity]
         if pull.task is not None and not pull.task.cancelled():
             pull.task.exception()  # seen, even where every caller has left
+
+    async def flist(self, key: str, timeout: float | None) -> str:
+        """Makes an image of an flist, or waits for who does. `key` is `flist:<path or URL>`."""
+        identity = (key, b"")
+        running = self._running.get(identity)
+        if running is None or running.given_up:
+            pull = running = _Pull(key)
+            self._running[identity] = pull
+            location = key.partition(":")[2]
+            pull.task = asyncio.ensure_future(
+                self._reported(pull, lambda: self._make_flist(pull, location))
+            )
+            pull.task.add_done_callback(lambda _: self._ended(identity, pull))
+        return await running.wait(timeout)
+
+    async def _make_flist(self, pull: _Pull, location: str) -> str:
+        job = FlistJob(**self._common(), ref=pull.key, location=location)
+        _, ids = await staged(self._holder, job, pull.listener(self._holder, job.staging))
+        return ids[0]
+
+    async def load(
+        self, path: Path, on_progress: Callable[[PullProgress], None] | None
+    ) -> tuple[str, ...]:
+        """Takes in the images of an archive; answers their ids."""
+        job = LoadJob(**self._common(), path=str(path))
+        pull = _Pull(str(path))
+        listen = pull.listener(self._holder, job.staging)
+
+        def on_event(event: AnyEvent) -> None:
+            listen(event)
+            if on_progress is not None and isinstance(event, Progress):
+                on_progress(pull.progress())
+
+        _, ids = await staged(self._holder, job, on_event)
+        return tuple(dict.fromkeys(ids))
+
+    def _common(self) -> dict[str, Any]:
+        """What all jobs are told."""
+        root = self._holder.layout.root
+        return {
+            "root": str(root),
+            "staging": str(self._holder.layout.ingest / f"job-{secrets.token_hex(8)}"),
+            "layers": {c: layer.n for c, layer in list(self._holder.catalog.layers.items())},
+            "fetching": self._fetching,
+        }
 
     def progress(self, ref: str) -> PullProgress | None:
         """How far the pull of a reference is; None where none is under way."""
@@ -146,27 +201,25 @@ class Pulls:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self, pull: _Pull, ref: str, auth: Auth | None) -> str:
+        try:
+            return await self._once(pull, ref, auth)
+        except FailedPrecondition as gone:  # a layer was removed under the worker's feet
+            _log.info("pull begins again", image=pull.key, why=gone)
+            return await self._once(pull, ref, auth)
+
+    async def _reported(self, pull: _Pull, work: Callable[[], Awaitable[str]]) -> str:
+        """The work's result; how it ended goes to the log and to the metrics."""
         error = ""
         try:
-            try:
-                return await self._once(pull, ref, auth)
-            except FailedPrecondition as gone:  # a layer was removed under the worker's feet
-                _log.info("pull begins again", image=pull.key, why=gone)
-                return await self._once(pull, ref, auth)
+            return await work()
         except BaseException as failure:
             error = type(failure).__name__
             raise
         finally:
             now = pull.progress()
-            report = PullReport(
-                pull.key,
-                now.seconds,
-                sum(layer.fetched for layer in now.layers),
-                len(now.layers),
-                error,
-            )
+            fetched = sum(layer.fetched for layer in now.layers)
             if self._on_report is not None:
-                self._on_report(report)
+                self._on_report(PullReport(pull.key, now.seconds, fetched, len(now.layers), error))
             _log.info(
                 "pull ended",
                 image=pull.key,
@@ -180,26 +233,15 @@ class Pulls:
         known = _known_digests(self._holder.catalog, parsed.name)
         if parsed.digest and parsed.digest not in known:
             known = {}
-        layers = {c: layer.n for c, layer in self._holder.catalog.layers.items()}
-        staging = self._holder.layout.ingest / f"job-{secrets.token_hex(8)}"
         job = PullJob(
-            root=str(self._holder.layout.root),
-            staging=str(staging),
-            layers=layers,
-            fetching=self._fetching,
+            **self._common(),
             ref=ref,
             certs_dirs=self._certs_dirs,
             auth=auth,
             known=tuple(known),
             tokens={k: t for k, t in self._tokens.items() if t[1] > time.time()},
         )
-
-        def on_event(event: AnyEvent) -> None:
-            if isinstance(event, Resolved):
-                self._holder.lease(job.staging, frozenset((*event.chain_ids, *event.blobs)))
-            elif isinstance(event, Progress):
-                pull.layers = event.layers
-
+        on_event = pull.listener(self._holder, job.staging)
         done, image_ids = await staged(self._holder, job, on_event)
         self._tokens = done.tokens
         if done.unchanged:
@@ -246,6 +288,17 @@ class _Pull:
         self._began = time.monotonic()
         self._waiters = 0
         self.given_up = False
+
+    def listener(self, holder: Holder, lease: str) -> Callable[[AnyEvent], None]:
+        """Hears a worker's events: keeps what it needs from being collected, and how far it is."""
+
+        def on_event(event: AnyEvent) -> None:
+            if isinstance(event, Resolved):
+                holder.lease(lease, frozenset((*event.chain_ids, *event.blobs)))
+            elif isinstance(event, Progress):
+                self.layers = event.layers
+
+        return on_event
 
     def progress(self) -> PullProgress:
         return PullProgress(self.key, time.monotonic() - self._began, self.layers)

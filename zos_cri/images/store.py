@@ -8,35 +8,27 @@ first and from the disk afterwards; an image's data come the other way round.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
-from zos_cri.errors import FailedPrecondition, InvalidArgument, NotFound
-from zos_cri.images import builtin, rootfs, sweep
-from zos_cri.images.catalog import Catalog
-from zos_cri.images.jobs import Fetching
-from zos_cri.images.layout import Layout, sync_directory
+from zos_cri.errors import InvalidArgument, NotFound
+from zos_cri.images import builtin, rootfs, sweep, workers
+from zos_cri.images.core import Core
+from zos_cri.images.jobs import Fetching, SavedImage, SaveJob
 from zos_cri.images.merged import MergedView
-from zos_cri.images.model import FsInfo, Image, Layer, NewImage, Usage
+from zos_cri.images.model import FsInfo, Image, NewImage, Usage
 from zos_cri.images.pulls import PullProgress, PullReport, Pulls
 from zos_cri.images.trees import remove, tree_usage
-from zos_cri.log import get_log
 from zos_cri.wire import reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from zos_cri.images.model import Auth
-    from zos_cri.images.sweep import GcReport
     from zos_cri.linux.mount import Mount
-
-_log = get_log(__name__)
-T = TypeVar("T")
 
 _CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _ID_PREFIX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
@@ -45,21 +37,28 @@ _CACHED_FILES: Final = 256
 _FLIST: Final = "flist:"
 
 
+def is_flist(ref: str) -> bool:
+    """Whether a reference means an flist: `flist:…`, a URL, or an absolute path ending in .fl."""
+    return ref.startswith((_FLIST, "https://", "http://")) or (
+        ref.startswith("/") and ref.endswith((".fl", ".flist"))
+    )
+
+
 def normal_key(ref: str) -> str:
     """The key that a reference is stored under.
 
     Raises:
         InvalidArgument: it is no reference.
     """
-    if ref.startswith(_FLIST):
-        return ref
+    if is_flist(ref):
+        return ref if ref.startswith(_FLIST) else f"{_FLIST}{ref}"
     try:
         return reference.parse(ref).key
     except reference.InvalidReference as error:
         raise InvalidArgument(str(error)) from error
 
 
-class ImageStore:
+class ImageStore(Core):
     """All images of this host. `start` first, `aclose` last."""
 
     def __init__(
@@ -79,81 +78,20 @@ class ImageStore:
             fetching: how pulls deal with the network and the disk.
             on_report: told of each pull's end.
         """
-        self.layout = Layout(root)
+        super().__init__(root)
         self._busybox = busybox
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="images-sweep")
-        self._catalog: Catalog | None = None
-        self._lock_fd = -1
-        self._next_layer = 1
+        self._fetching = fetching or Fetching()
         self._files: dict[tuple[str, str, int], bytes | None] = {}
         self._upper_usage: dict[str, Usage] = {}
         self._builtin = asyncio.Lock()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._leases: dict[object, frozenset[str]] = {}
         self._pulls = Pulls(
-            self, fetching=fetching or Fetching(), certs_dirs=certs_dirs, on_report=on_report
+            self, fetching=self._fetching, certs_dirs=certs_dirs, on_report=on_report
         )
-
-    # Opening and closing
-
-    async def start(self) -> None:
-        """Opens the store and throws away what no record names.
-
-        Raises:
-            FailedPrecondition: another process has it open, or a newer version wrote it.
-            DataLoss: the catalogue is damaged.
-        """
-        await self._write(self._open)
-        self._background(self._sweep())
-
-    def _open(self) -> None:
-        self.layout.create()
-        self._lock_fd = os.open(self.layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            raise FailedPrecondition(
-                f"{self.layout.root}: another process has this image store open"
-            ) from None
-        catalog = Catalog(self.layout.database)
-        numbers = [int(entry) for entry in os.listdir(self.layout.layers) if entry.isdigit()]
-        self._next_layer = max([0, *numbers, *(x.n for x in catalog.layers.values())]) + 1
-        self._catalog = catalog
-        sweep.discard_strays(catalog, self.layout)
 
     async def aclose(self) -> None:
         """Ends pulls and background work, and closes the catalogue."""
         await self._pulls.aclose()
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._write(self._close)
-        self._writer.shutdown()
-        self._sweeper.shutdown(cancel_futures=True)
-
-    def _close(self) -> None:
-        if self._catalog is not None:
-            self._catalog.close()
-            self._catalog = None
-            os.close(self._lock_fd)
-
-    @property
-    def catalog(self) -> Catalog:
-        if self._catalog is None:
-            raise FailedPrecondition("the image store isn't open")
-        return self._catalog
-
-    async def _write(self, fn: Callable[..., T], *args: Any) -> T:
-        """Runs `fn` in the thread that owns the catalogue; it goes on if the caller leaves."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._writer, fn, *args))
-
-    def _background(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await super().aclose()
 
     # Reads
 
@@ -273,9 +211,66 @@ class ImageStore:
                 line that names the hosts that were tried, or the layer, and why each failed.
             DeadlineExceeded: `timeout` (seconds) ran out.
         """
-        if ref.startswith("localhost/") and normal_key(ref) == builtin.NAME:
+        if is_flist(ref):
+            return await self._pulls.flist(normal_key(ref), timeout)
+        if normal_key(ref) == builtin.NAME:
             return (await self.ensure_builtin()).id
         return await self._pulls.pull(ref, auth, timeout)
+
+    async def ensure(self, ref: str) -> Image:
+        """The image that `ref` means; an flist that isn't here yet is fetched.
+
+        Raises:
+            NotFound: it isn't on this host and is no flist.
+            Else as `pull`.
+        """
+        image = await self.status(ref)
+        if image is None and is_flist(ref):
+            return self._image(await self.pull(ref))
+        if image is None:
+            raise NotFound(f"image {ref}: not on this host")
+        return image
+
+    async def load(
+        self, path: Path, *, on_progress: Callable[[PullProgress], None] | None = None
+    ) -> tuple[Image, ...]:
+        """Takes in the images of an OCI layout (a directory or an archive) or Docker archive.
+
+        Raises:
+            InvalidArgument: it is none of these, or holds what no layer may.
+            NotFound: none of its images is for this machine.
+            DataLoss: it is damaged.
+        """
+        ids = await self._pulls.load(path, on_progress)
+        return tuple(self._image(image_id) for image_id in ids)
+
+    async def save(self, refs: Sequence[str], path: Path) -> None:
+        """Writes images to a file that is an OCI layout and a Docker archive at once.
+
+        Raises:
+            NotFound: an image isn't here, or its archives weren't kept.
+            InvalidArgument: the file can't be written.
+        """
+        images = [(ref, await self.ensure(ref)) for ref in refs]
+        saved = [await self._write(self._saved, ref, image) for ref, image in images]
+        job = SaveJob(root=str(self.layout.root), staging="", path=str(path), images=tuple(saved))
+        await workers.run(job)
+
+    def _saved(self, ref: str, image: Image) -> SavedImage:
+        manifests = [m for m in self.catalog.manifests.values() if m.image_id == image.id]
+        if not manifests:
+            raise NotFound(f"image {ref}: it has no manifest")
+        chosen = manifests[-1]
+        tags = tuple(tag for tag in image.repo_tags if not is_flist(tag))
+        named = "" if image.id.endswith(ref) else normal_key(ref)
+        return SavedImage(
+            id=image.id,
+            config=self.catalog.raw_config(image.id),
+            manifest=self.catalog.raw_manifest(chosen.digest),
+            manifest_type=chosen.media_type,
+            blobs=chosen.blobs,
+            names=(named,) if named in tags else tags,
+        )
 
     def progress(self, ref: str) -> PullProgress | None:
         """How far the pull of a reference is; None where none is under way."""
@@ -284,14 +279,6 @@ class ImageStore:
     def all_progress(self) -> tuple[PullProgress, ...]:
         """Of every pull under way."""
         return self._pulls.all_progress()
-
-    async def commit(self, new: NewImage) -> Image:
-        """Takes over an image that a worker has made."""
-        return await self._write(self._commit, new)
-
-    async def add_names(self, image_id: str, names: tuple[str, ...]) -> Image:
-        """Further names for an image that is here."""
-        return await self._write(self.catalog.add_names, image_id, names)
 
     async def ensure_builtin(self) -> Image:
         """The built-in image, made from the distribution's busybox if it isn't there yet.
@@ -304,38 +291,12 @@ class ImageStore:
             if image is not None:
                 return image
             applets = await builtin.applets(self._busybox)
-            staging = self.layout.ingest / "builtin"
-            return await self._write(self._make_builtin, staging, applets)
+            return await self.commit(await self._write(self._make_builtin, applets))
 
-    def _make_builtin(self, staging: Path, applets: Sequence[str]) -> Image:
+    def _make_builtin(self, applets: Sequence[str]) -> NewImage:
+        staging = self.layout.ingest / "builtin"
         remove(str(staging))
-        return self._commit(builtin.make(staging, self._busybox, applets, self.layout.blob))
-
-    def _commit(self, new: NewImage) -> Image:
-        """Takes over what a worker made: directories into their places, then the records."""
-        catalog = self.catalog
-        layers: list[Layer] = []
-        for made in new.layers:
-            if made.chain_id in catalog.layers:  # somebody else was faster
-                sweep.discard(self.layout, Path(made.staged))
-                continue
-            number = self._next_layer
-            self._next_layer += 1
-            os.rename(made.staged, self.layout.layer(number))
-            layers.append(
-                Layer(number, made.chain_id, made.diff_id, made.parent, made.bytes, made.inodes)
-            )
-        missing = [
-            chain_id
-            for chain_id in new.chain_ids
-            if chain_id not in catalog.layers and all(x.chain_id != chain_id for x in layers)
-        ]
-        if missing:  # removed since the worker was told that they are there
-            for layer in layers:
-                sweep.discard(self.layout, self.layout.layer(layer.n))
-            raise FailedPrecondition(f"image {new.id}: layer {missing[0]} has gone: pull it again")
-        sync_directory(self.layout.layers)
-        return catalog.add_image(new, layers, pinned=builtin.NAME in new.names)
+        return builtin.make(staging, self._busybox, applets, self.layout.blob)
 
     # Images go
 
@@ -353,7 +314,7 @@ class ImageStore:
         leased = frozenset(what for lease in self._leases.values() for what in lease)
         await self._write(self._remove, image.id, leased)
         self._forget_files(image.id)
-        self._background(self._sweep())
+        self._background(self._sweep)
 
     def _remove(self, image_id: str, leased: frozenset[str]) -> None:
         archives = {blob.digest for blob in self.catalog.blobs_of(image_id)}
@@ -362,30 +323,6 @@ class ImageStore:
 
     def _forget_files(self, image_id: str) -> None:
         self._files = {key: value for key, value in self._files.items() if key[0] != image_id}
-
-    async def gc(self) -> GcReport:
-        """Removes all that no image, container or pull needs; unlike `remove`, leftovers of
-        failed pulls too, which are kept for a while otherwise to be gone on with.
-        """
-        return await self._sweep(grace=0)
-
-    async def _sweep(self, *, grace: float = sweep.GRACE) -> GcReport:
-        leased = frozenset(what for lease in self._leases.values() for what in lease)
-        report = await self._write(sweep.collect, self.catalog, self.layout, leased, grace)
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._sweeper, sweep.empty_trash, self.layout)
-        return report
-
-    def lease(self, key: object, what: frozenset[str]) -> None:
-        """Keeps chain ids and archives' digests from being collected until `end_lease`."""
-        self._leases[key] = what
-
-    async def end_lease(self, key: object, *, drop_partials: bool) -> None:
-        """Ends a lease; with `drop_partials` what was fetched under it alone goes at once."""
-        mine = self._leases.pop(key, frozenset())
-        if drop_partials:
-            others = frozenset(what for lease in self._leases.values() for what in lease)
-            await self._write(sweep.drop_archives, self.catalog, self.layout, mine - others)
 
     # Containers' root filesystems
 
@@ -400,6 +337,9 @@ class ImageStore:
             InvalidArgument: the id can't be a directory's name.
         """
         _check_id(container_id)
+        layers = self.catalog.layers
+        chain = self._image(image_id).chain_ids
+        await self._seals.check([layers[c].n for c in chain if c in layers])
         return await self._write(self._prepare, image_id, container_id)
 
     def _prepare(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
@@ -415,7 +355,7 @@ class ImageStore:
         _check_id(container_id)
         self._upper_usage.pop(container_id, None)
         await self._write(self._release, container_id)
-        self._background(self._sweep())
+        self._background(self._sweep)
 
     def _release(self, container_id: str) -> None:
         sweep.discard(self.layout, self.layout.container(container_id))

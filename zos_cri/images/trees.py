@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from typing import Final
 
+from zos_cri.images.merged import OPAQUE_XATTR
 from zos_cri.images.model import Usage
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,6 +48,48 @@ def tree_usage(root: bytes) -> Usage:
                 total += status.st_blocks * 512
                 inodes += 1
     return Usage(total, inodes)
+
+
+def seal(root: bytes) -> tuple[str, Usage]:
+    """A digest of a layer's tree by what `lstat` says of it, and what it takes.
+
+    It finds what is missing, cut short, emptied or added (a crash of the host, a repaired
+    filesystem, a person); it doesn't read files, so not a bit that has changed in one.
+
+    Raises:
+        FileNotFoundError: there is no such tree.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    total = inodes = 0
+    linked: set[int] = set()
+    pending = [(root, b"")]
+    while pending:
+        path, name = pending.pop()
+        opaque = OPAQUE_XATTR in os.listxattr(path, follow_symlinks=False)
+        digest.update(b"%s\0%d" % (name, opaque))
+        own = os.lstat(path)
+        digest.update(_facts(own))
+        total, inodes = total + own.st_blocks * 512, inodes + 1
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda e: e.name):
+                status = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    pending.append((entry.path, name + b"/" + entry.name))
+                    continue
+                digest.update(entry.name + b"\0" + _facts(status))
+                if stat.S_ISLNK(status.st_mode):
+                    digest.update(os.readlink(entry.path))
+                if status.st_nlink > 1 and status.st_ino in linked:
+                    continue
+                linked.add(status.st_ino)
+                total, inodes = total + status.st_blocks * 512, inodes + 1
+    return digest.hexdigest(), Usage(total, inodes)
+
+
+def _facts(status: os.stat_result) -> bytes:
+    size = 0 if stat.S_ISDIR(status.st_mode) else status.st_size
+    facts = (status.st_mode, status.st_uid, status.st_gid, size, status.st_mtime_ns, status.st_rdev)
+    return b"%d %d %d %d %d %d\0" % facts
 
 
 def remove(top: str) -> None:

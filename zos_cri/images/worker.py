@@ -11,17 +11,26 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from zos_cri.images import trees
 from zos_cri.images.jobs import (
     AnyEvent,
     AnyJob,
     Done,
+    FlistJob,
+    LoadJob,
     PullJob,
+    SaveJob,
+    Sealed,
+    SealJob,
     failed,
 )
+from zos_cri.images.layout import Layout
+from zos_cri.images.model import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +70,32 @@ def _run(job: AnyJob, emit: Callable[[AnyEvent], None]) -> Done:
         from zos_cri.images.puller import pull  # noqa: PLC0415
 
         return pull(job, emit)
-    raise NotImplementedError(type(job).__name__)
+    if isinstance(job, LoadJob):
+        from zos_cri.images.load import load  # noqa: PLC0415
+
+        return load(job, emit)
+    if isinstance(job, SaveJob):
+        from zos_cri.images.save import save  # noqa: PLC0415
+
+        return save(job)
+    if isinstance(job, FlistJob):
+        from zos_cri.images.flist import make  # noqa: PLC0415
+
+        return make(job, emit)
+    return _seal(job, emit)
+
+
+def _seal(job: SealJob, emit: Callable[[AnyEvent], None]) -> Done:
+    """Nobody waits for most of this: it yields the processor to whoever wants it."""
+    os.nice(10)
+    layout = Layout(Path(job.root))
+    for number in job.numbers:
+        try:
+            seal, usage = trees.seal(os.fsencode(layout.layer(number)))
+        except OSError:
+            seal, usage = "", Usage(0, 0)
+        emit(Sealed(number, seal, usage.bytes, usage.inodes))
+    return Done()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Whether the layers are what they were: looked at once after each start, before they are used.
+
+A layer's seal is taken soon after it was made. After a start all seals are compared in a worker of
+low priority; a container that needs a layer which wasn't come to yet has it compared at once. A
+layer that isn't what it was leaves the catalogue with the images that stand on it, and so they are
+pulled again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from zos_cri.errors import Error
+from zos_cri.images import workers
+from zos_cri.images.jobs import Sealed, SealJob
+from zos_cri.images.model import Usage
+from zos_cri.log import get_log
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from zos_cri.images.catalog import Catalog
+    from zos_cri.images.jobs import AnyEvent
+    from zos_cri.images.layout import Layout
+
+_log = get_log(__name__)
+
+
+class Holder(Protocol):
+    """What seals need of the store."""
+
+    layout: Layout
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    async def set_seal(self, chain_id: str, seal: str, usage: Usage) -> None:
+        """Records a layer's first seal."""
+
+    async def set_damaged(self, chain_id: str) -> None:
+        """A layer isn't what it was."""
+
+
+class Seals:
+    """Which layers have been looked at since the start."""
+
+    def __init__(self, holder: Holder) -> None:
+        self._holder = holder
+        self._unseen: set[int] = set()
+
+    def begin(self) -> None:
+        """At start: no layer has been looked at."""
+        self._unseen = {layer.n for layer in self._holder.catalog.layers.values()}
+
+    async def check_all(self) -> None:
+        """Looks at all that weren't, the ones of images in order; for the background."""
+        if self._unseen:
+            await self._look(sorted(self._unseen))
+
+    async def check(self, numbers: Collection[int]) -> None:
+        """Returns when these layers have been looked at since the start.
+
+        Raises:
+            Error: the worker failed.
+        """
+        unseen = sorted(self._unseen & set(numbers))
+        if unseen:
+            await self._look(unseen)
+
+    async def seal(self, numbers: Collection[int]) -> None:
+        """Takes the seals of new layers; for the background."""
+        try:
+            await self._look(numbers)
+        except Error as error:  # taken after the next start then
+            _log.warning("layers were not sealed", layers=sorted(numbers), error=error)
+
+    async def _look(self, numbers: Collection[int]) -> None:
+        seen: list[Sealed] = []
+
+        def on_event(event: AnyEvent) -> None:
+            if isinstance(event, Sealed):
+                seen.append(event)
+
+        layout = self._holder.layout
+        await workers.run(
+            SealJob(root=str(layout.root), staging="", numbers=tuple(numbers)), on_event
+        )
+        by_number = {layer.n: layer for layer in list(self._holder.catalog.layers.values())}
+        for event in seen:
+            layer = by_number.get(event.number)
+            if layer is None:
+                continue
+            if event.seal and not layer.seal:
+                usage = Usage(event.bytes, event.inodes)
+                await self._holder.set_seal(layer.chain_id, event.seal, usage)
+            elif event.seal != layer.seal:
+                _log.error(
+                    "layer is damaged: its images will be pulled again",
+                    layer=event.number,
+                    chain_id=layer.chain_id,
+                    missing=not event.seal,
+                )
+                await self._holder.set_damaged(layer.chain_id)
+            self._unseen.discard(event.number)
