@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from prometheus_client import start_http_server
 
-from zos_cri import __version__
+from zos_cri import __version__, reconcile
 from zos_cri._pb import container_pb2
 from zos_cri.config import Config, handlers
 from zos_cri.cri import runtime
@@ -35,6 +35,7 @@ from zos_cri.cri.output import Output
 from zos_cri.cri.rpc import Rpcs
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.services import Services
+from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
 from zos_cri.cri.streams import Streams
 from zos_cri.cri.views import Views
 from zos_cri.errors import FailedPrecondition, InvalidArgument
@@ -52,12 +53,14 @@ from zos_cri.module.service import ModuleService
 from zos_cri.module.specs import ModuleSpecs, usage
 from zos_cri.network.cni import Network
 from zos_cri.oci.process import exec_process
-from zos_cri.shim import bundle as bundles
 from zos_cri.shim.bootstrap import DialectCache
 from zos_cri.shim.events import Event, EventServer
 from zos_cri.shim.launch import Launcher
 from zos_cri.shim.manager import DeadShim, ShimManager
 from zos_cri.shim.publish import write_executable
+from zos_cri.stats.collector import KernelCollector
+from zos_cri.stats.metrics import Encoder
+from zos_cri.stats.sampler import Sampler
 from zos_cri.stdio.client import LoggerClient
 from zos_cri.store.db import Database
 from zos_cri.streaming.server import StreamingServer
@@ -167,16 +170,29 @@ class App:
         await images.ensure_builtin()
         core = _Core(database, containers, execs, shims, images, cgroups, metrics, host)
         services = await self._services(core)
-        module = self._module(core)
+        rootfs = DirectoryRootfs(self._state / "rootfs", ImageRootfs(images))
+        module = self._module(core, rootfs)
         shims.on_lost = partial(_shim_lost, containers, services.sandboxes, metrics)
         self._watch(metrics, services, shims)
         await self._listen(services, module, metrics)
+        self._undo.push_async_callback(reconcile.tidy_cgroups, containers, cgroups)
         self._undo.push_async_callback(containers.close)
         await recovery.recover(containers, shims)
         await services.sandboxes.recover()
         await module.recover()
-        await self._sweep(services, shims)
+        await reconcile.sweep(
+            containers=containers,
+            sandboxes=services.sandboxes,
+            shims=shims,
+            execs=execs,
+            images=images,
+            rootfs=rootfs,
+            cgroups=cgroups,
+        )
         containers.recovered.set()
+        retries = asyncio.create_task(reconcile.retry_releases(services.sandboxes))
+        self._undo.callback(retries.cancel)
+        services.stats.sampler.start()
 
     def _lock(self) -> None:
         """Makes sure that no second server works on the same directories."""
@@ -284,7 +300,23 @@ class App:
             features=handler_features(features),
             host=core.host,
             streaming=streaming,
+            stats=self._statistics(core, sandboxes, views),
         )
+
+    def _statistics(self, core: _Core, sandboxes: Sandboxes, views: Views) -> Statistics:
+        settings = self._config.stats
+        targets = CriTargets(core.containers, sandboxes, views)
+        sampler = Sampler(
+            targets=targets,
+            collector=KernelCollector(core.cgroups, open_files=settings.open_files),
+            layers=core.images.container_usage,
+            encoder=Encoder(),
+            mountpoint=str(core.images.layout.root),
+            interval=settings.interval,
+        )
+        self._undo.push_async_callback(sampler.aclose)
+        core.containers.subscribe(follow(sampler))
+        return Statistics(sampler, targets)
 
     async def _streaming(self, streams: Streams) -> StreamingServer:
         settings = self._config.streaming
@@ -304,12 +336,12 @@ class App:
         self._undo.push_async_callback(server.aclose)
         return server
 
-    def _module(self, core: _Core) -> ContainerModule:
+    def _module(self, core: _Core, rootfs: DirectoryRootfs) -> ContainerModule:
         config = self._config
         return ContainerModule(
             containers=core.containers,
             execs=core.execs,
-            rootfs=DirectoryRootfs(self._state / "rootfs", ImageRootfs(core.images)),
+            rootfs=rootfs,
             spec=ModuleSpecs(core.host, config.handlers[config.default_handler].oci_version),
             exec_process=partial(exec_process, tty=False),
             usage=partial(usage, core.cgroups),
@@ -383,20 +415,6 @@ class App:
             "handler",
             lambda: _count(shim.handler.name for shim in list(shims.shims.values())),
         )
-
-    async def _sweep(self, services: Services, shims: ShimManager) -> None:
-        """Removes what no record names: a kill can fall between a thing and its record's end."""
-        wanted = {r.meta.id for r in services.sandboxes.table}
-        wanted |= {r.meta.group for r in services.containers}
-        for path in await asyncio.to_thread(bundles.groups, shims.bundles):
-            if path.name not in wanted:
-                _log.warning("stray shim", group=path.name)
-                await shims.stop(path.name)
-        known = {r.meta.id for r in services.containers}
-        for id_ in await services.images.container_ids():
-            if id_ not in known:
-                _log.warning("stray root filesystem", container=id_)
-                await services.images.release_rootfs(id_)
 
 
 async def _shim_lost(

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.attach import attach
+from zos_cri.cri.container_stats import container_stats
 from zos_cri.cri.container_status import container_status
 from zos_cri.cri.create_container import create_container
 from zos_cri.cri.exec import exec_
 from zos_cri.cri.exec_sync import exec_sync
 from zos_cri.cri.image_fs_info import image_fs_info
 from zos_cri.cri.image_status import image_status
+from zos_cri.cri.list_container_stats import list_container_stats
 from zos_cri.cri.list_containers import list_containers
 from zos_cri.cri.list_images import list_images
+from zos_cri.cri.list_metric_descriptors import list_metric_descriptors
 from zos_cri.cri.list_pod_sandbox import list_pod_sandbox
+from zos_cri.cri.list_pod_sandbox_metrics import list_pod_sandbox_metrics
+from zos_cri.cri.list_pod_sandbox_stats import list_pod_sandbox_stats
+from zos_cri.cri.pod_sandbox_stats import pod_sandbox_stats
 from zos_cri.cri.pod_sandbox_status import pod_sandbox_status
 from zos_cri.cri.port_forward import port_forward
 from zos_cri.cri.pull_image import pull_image
@@ -63,6 +69,12 @@ RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "Exec": exec_,
     "Attach": attach,
     "PortForward": port_forward,
+    "ContainerStats": container_stats,
+    "ListContainerStats": list_container_stats,
+    "PodSandboxStats": pod_sandbox_stats,
+    "ListPodSandboxStats": list_pod_sandbox_stats,
+    "ListMetricDescriptors": list_metric_descriptors,
+    "ListPodSandboxMetrics": list_pod_sandbox_metrics,
 }
 
 IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
@@ -83,6 +95,12 @@ READS: Final = frozenset(
         "ListPodSandbox",
         "ListContainers",
         "ContainerStatus",
+        "ContainerStats",
+        "ListContainerStats",
+        "PodSandboxStats",
+        "ListPodSandboxStats",
+        "ListMetricDescriptors",
+        "ListPodSandboxMetrics",
         "ListImages",
         "ImageStatus",
         "ImageFsInfo",

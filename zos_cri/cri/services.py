@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zos_cri.cri.creation import Creation
     from zos_cri.cri.output import Output
     from zos_cri.cri.sandboxes import Sandboxes
+    from zos_cri.cri.stats_targets import Statistics
     from zos_cri.cri.views import Views
     from zos_cri.images.store import ImageStore
     from zos_cri.metrics import Metrics
@@ -43,3 +44,4 @@ class Services:
     features: Mapping[str, pb.RuntimeHandlerFeatures]
     host: HostFacts
     streaming: StreamingServer
+    stats: Statistics

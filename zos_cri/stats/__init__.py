@@ -1,0 +1,1 @@
+"""What containers and pods use: sampled in the background, answered from memory."""
