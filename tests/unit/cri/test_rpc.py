@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -212,6 +213,6 @@ async def test_changes_wait_for_the_recovery_and_reads_do_not(serve, recovered):
 async def test_a_request_that_is_no_message_is_refused(serve, tmp_path):
     channel = grpc.aio.insecure_channel(f"unix:{tmp_path}/sock")
     async with serve({"Version": version}), channel:
-        call = channel.unary_unary("/runtime.v1.RuntimeService/Version")
+        call: Any = channel.unary_unary("/runtime.v1.RuntimeService/Version")
         with pytest.raises(grpc.aio.AioRpcError):
             await call(b"\xff\xff\xff")

@@ -1,0 +1,79 @@
+"""Images that are on this host, as the layer above containers sees them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from zos_cri.images.model import Image, ImageConfig
+from zos_cri.linux.mount import Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BUSYBOX = Image(
+    id="sha256:" + "1" * 64,
+    repo_tags=("docker.io/library/busybox:latest",),
+    repo_digests=(),
+    size=7,
+    config=ImageConfig(env=("A=b",), cmd=("sh",), stop_signal="SIGQUIT"),
+    chain_ids=("sha256:" + "2" * 64,),
+)
+
+
+class FakeImages:
+    """One image; root filesystems are noted while they are prepared."""
+
+    def __init__(self) -> None:
+        self.image = BUSYBOX
+        self.rootfs: dict[str, str] = {}
+        self.failures: dict[str, BaseException] = {}
+
+    def _enter(self, name: str) -> None:
+        if name in self.failures:
+            raise self.failures[name]
+
+    async def status(self, ref: str) -> Image | None:
+        known = (self.image.id, *self.image.repo_tags, "busybox")
+        return self.image if ref in known else None
+
+    async def prepare_rootfs(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
+        self._enter("prepare_rootfs")
+        self.rootfs[container_id] = image_id
+        return (Mount(type="overlay", source="overlay", options=("lowerdir=/x",)),)
+
+    async def release_rootfs(self, container_id: str) -> None:
+        self._enter("release_rootfs")
+        self.rootfs.pop(container_id, None)
+
+    async def read_files(
+        self, image_id: str, paths: Sequence[str], limit: int
+    ) -> dict[str, bytes | None]:
+        self._enter("read_files")
+        return dict.fromkeys(paths) | {"etc/passwd": b"root:x:0:0::/root:/bin/sh\n"}
+
+
+class FakeOutput:
+    """Streams that lead nowhere."""
+
+    def __init__(self) -> None:
+        self.attached: dict[str, str] = {}
+        self.finished: list[str] = []
+        self.failures: dict[str, BaseException] = {}
+
+    def stdio(self, id_: str, *, stdin: bool, terminal: bool) -> object:
+        from zos_cri.store.model import Stdio
+
+        return Stdio(stdout=f"/fifo/{id_}/stdout", terminal=terminal)
+
+    async def attach(self, meta: object, *, log_path: str) -> None:
+        if "attach" in self.failures:
+            raise self.failures["attach"]
+        self.attached[meta.id] = log_path  # type: ignore[attr-defined]
+
+    async def finish(self, id_: str) -> None:
+        self.finished.append(id_)
+
+    async def detach(self, id_: str) -> None:
+        if "detach" in self.failures:
+            raise self.failures["detach"]
+        self.attached.pop(id_, None)
