@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _log = log.get_log(__name__)
 
 _READY: Final = b"+"
+_REACHABLE_EVERY: Final = 10.0
 _LARGEST_BUFFER: Final = 4 << 20  # a step's entries, at their worst
 
 
@@ -92,6 +93,7 @@ def _serve(options: argparse.Namespace, ready: int) -> int:
         logger.take_over()
         control = Control(listen(options.socket), logger=logger, loop=loop)
         stack.callback(control.close)
+        stop_when_unreachable(options.socket, logger, loop)
         if ready >= 0:
             os.write(ready, _READY)
             os.close(ready)
@@ -162,6 +164,25 @@ def _stop_on_signals(logger: Logger, loop: Loop, stack: contextlib.ExitStack) ->
         signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     stack.callback(signal.set_wakeup_fd, -1)
+
+
+def stop_when_unreachable(
+    path: str, logger: Logger, loop: Loop, *, every: float = _REACHABLE_EVERY
+) -> None:
+    """Ends the logger when its socket was removed and it has no container: it was forgotten."""
+    own = os.stat(path).st_ino
+
+    def check() -> None:
+        try:
+            found = os.stat(path).st_ino
+        except FileNotFoundError:
+            found = 0
+        if found != own and not logger.status().containers:
+            _log.info("logger can't be reached any more", socket=path)
+            logger.stopping = True
+        loop.call_later(every, check)
+
+    loop.call_later(every, check)
 
 
 def _raise_descriptor_limit() -> None:

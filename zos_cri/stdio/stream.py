@@ -279,6 +279,8 @@ class Stream:
             self._seen = len(data)
             for tap in self.taps:
                 tap.push(fresh)
+            if any(tap.gone for tap in self.taps):
+                self.taps = [tap for tap in self.taps if not tap.gone]
 
     def _end(self) -> None:
         self._part.clear()

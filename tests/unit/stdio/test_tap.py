@@ -121,6 +121,15 @@ def test_an_idle_one_that_vanishes_is_removed_at_once(running: Rig, out: Reader)
     assert running.logger.status().taps == 0
 
 
+def test_one_that_vanished_just_before_a_write_is_removed(running: Rig, out: Reader) -> None:
+    running.logger.tap("c", [("stdout", out.theirs)])
+    running.write(b"x\n")
+    out.close()
+    running.logger.finish("c", 30, lambda _: None)  # steps before the loop tells of the reader
+    running.settle()
+    assert running.logger.status().taps == 0
+
+
 def test_a_slow_one_doesn_t_hold_the_log_s_end_back(running: Rig, out: Reader) -> None:
     running.logger.tap("c", [("stdout", out.theirs)])
     data = (b"x" * 99 + b"\n") * 9000
