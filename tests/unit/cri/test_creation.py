@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -31,8 +31,8 @@ class Maker:
 
     def __init__(self, bench):
         self.bench = bench
-        self.images: Any = FakeImages()
-        self.output: Any = FakeOutput()
+        self.images = cast("Any", FakeImages())
+        self.output = cast("Any", FakeOutput())
         self.views = Views()
         self.creation = Creation(
             containers=bench.containers,
