@@ -34,9 +34,9 @@ _ID_FIELDS: Final = {
     "ns": "ns",
     "id": "container",
 }
-# Characters. It travels in a header, and those are 8 KiB together, with three bytes for one that
-# isn't ASCII; a client gets RESOURCE_EXHAUSTED in place of a longer one.
-MESSAGE_LIMIT: Final = 1024
+# Bytes. It travels in a header, where some take three, and headers have 8 KiB together: with a
+# longer one a client may get RESOURCE_EXHAUSTED in its place.
+MESSAGE_LIMIT: Final = 2048
 # Errors that say that we, not the caller, are at fault; the others are part of the day's work.
 _OUR_FAULT: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
 
@@ -142,7 +142,7 @@ class _Observed:
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
-        self.message = one_line(error)[:MESSAGE_LIMIT]
+        self.message = one_line(error).encode()[:MESSAGE_LIMIT].decode(errors="ignore")
         if self._code == "UNKNOWN":
             _log.exception("rpc failed", rpc=self._method, code=self._code, error=self.message)
         else:

@@ -364,6 +364,18 @@ class Sandboxes:
         pins = [path for path in (meta.netns, meta.ipcns, meta.utsns) if path]
         return self._shims.get(meta.id) is not None and all(map(namespaces.is_pinned, pins))
 
+    async def retry_releases(self) -> None:
+        """Once more for those whose stop or removal has failed: a CNI DEL must succeed one day."""
+        for record in self.table:
+            id_ = record.meta.id
+            try:
+                if record.status.state is SandboxState.STOPPING:
+                    await self.stop(id_)
+                elif record.status.state is SandboxState.REMOVING:
+                    await self.remove(id_)
+            except (Error, OSError) as error:
+                _log.warning("pod sandbox not released", pod=id_, error=one_line(error))
+
     async def lost(self, id_: str) -> None:
         """The sandbox's shim is gone: its containers are, so the pod isn't ready."""
         record = self.table.get(id_)

@@ -146,6 +146,10 @@ class Cgroups:
                         _inherit_cpuset(parent, child)
             undo.pop_all()
 
+    def remove_empty(self, path: str) -> None:
+        """Removes a cgroup and those below it wherever no process is in them; the others stay."""
+        _remove_trees(self.paths(path).directories)
+
     async def remove(self, path: str, *, timeout: float, kill: bool = False) -> None:
         """Removes a cgroup and those below it from every hierarchy; nothing where it is gone.
 

@@ -350,6 +350,11 @@ class Containers:
         """
         return self._shim(self.running(id_).meta)
 
+    def shim_of(self, id_: str) -> Shim | None:
+        """The shim of a container, whatever its state; None where it has none."""
+        record = self.table.get(id_)
+        return self._shims.get(record.meta.group) if record is not None else None
+
     def _shim(self, meta: ContainerMeta) -> Shim:
         shim = self._shims.get(meta.group)
         if shim is None:

@@ -190,6 +190,21 @@ class Execs:
         self._metrics = metrics
         self._drain_timeout = drain_timeout
 
+    async def recover(self) -> None:
+        """Ends the execs of an earlier server: nobody reads what they write any more."""
+        for directory in await blocking.call(_directories, self._directory):
+            shim = self._containers.shim_of(directory.parent.name)
+            if shim is not None:
+                try:
+                    await shim.task.kill(directory.parent.name, signal.SIGKILL, directory.name)
+                    await shim.task.wait(
+                        directory.parent.name, directory.name, timeout=KILL_TIMEOUT
+                    )
+                    await shim.task.delete(directory.parent.name, directory.name)
+                except Error as error:
+                    _log.info("exec of an earlier server", exec=directory.name, error=error)
+            _remove_fifos(directory)
+
     async def open(
         self,
         id_: str,
@@ -213,7 +228,7 @@ class Execs:
         spec = await blocking.call(bundles.read_config, Path(record.meta.bundle))
         exec_ = Exec(
             container=record.meta.id,
-            directory=self._directory / secrets.token_hex(16),
+            directory=self._directory / record.meta.id / secrets.token_hex(16),
             shim=shim,
         )
         try:
@@ -299,8 +314,14 @@ class _Capture:
             self.eof.set_result(None)
 
 
+def _directories(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*"))
+
+
 def _remove_fifos(directory: Path) -> None:
     for name in ("stdin", "stdout", "stderr"):
         (directory / name).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         directory.rmdir()
+    with contextlib.suppress(OSError):  # the container has other execs
+        directory.parent.rmdir()

@@ -55,10 +55,21 @@ class DirectoryRootfs:
         (upper / "work").mkdir(exist_ok=True)
         return upper
 
+    async def container_ids(self) -> tuple[str, ...]:
+        """All containers that have a layer over a directory, with a record or without."""
+        return await blocking.call(_names, self._directory)
+
     async def release(self, container_id: str) -> None:
         """Removes the container's layer, whoever made it; nothing to do a second time."""
         await blocking.call(_remove, self._directory / container_id)
         await self._images.release(container_id)
+
+
+def _names(directory: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(os.listdir(directory)))
+    except FileNotFoundError:
+        return ()
 
 
 def _check(path: str) -> None:
