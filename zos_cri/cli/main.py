@@ -48,9 +48,26 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command line; one that is wrong ends the process with 2.
+
+    What stands behind `--` is taken from it before: argparse would lose a second `--` in it.
+    """
+    root = parser()
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, rest = root.parse_args(argv[:end]), list(argv[end + 1 :])
+    if "command" in arguments:
+        arguments.command += rest
+        if not arguments.command:
+            arguments.parser.error("no command given: put it behind --")
+    elif rest:
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
         code: int = arguments.run(arguments)
     except Error as error:

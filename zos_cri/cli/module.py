@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import shlex
 import sys
@@ -35,12 +36,12 @@ def add(commands: Commands) -> None:
     ps.add_argument("-o", "--output", choices=("table", "json"), default="table")
     logs = _add_by_id(commands, "logs", logs_, "print a container's log", "zos-cri logs -f web")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until it ends")
-    logs.add_argument("--tail", type=int, metavar="LINES", help="begin with the last lines")
+    logs.add_argument("--tail", type=count, metavar="LINES", help="begin with the last lines")
     exec_ = _add_by_id(
         commands, "exec", exec__, "run a command in a container", "zos-cri exec web -- ls -l /"
     )
-    exec_.add_argument("--timeout", type=float, default=0, metavar="SECONDS")
-    exec_.add_argument("command", nargs="+", metavar="COMMAND")
+    exec_.add_argument("--timeout", type=seconds, default=0, metavar="SECONDS")
+    exec_.add_argument("command", nargs="*", metavar="COMMAND")
     signal = _add_by_id(
         commands, "signal", signal_, "send a signal to a container", "zos-cri signal web HUP"
     )
@@ -63,7 +64,7 @@ def _command(
     )
     add_socket(parser)
     parser.add_argument("--ns", default=DEFAULT_NS, help="namespace (default: %(default)s)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -114,21 +115,37 @@ def _add_run(commands: Commands) -> None:
     parser.add_argument("--elevated", action="store_true", help="all capabilities and devices")
     parser.add_argument(
         "--shutdown-timeout",
-        type=float,
+        type=seconds,
         default=DEFAULT_SHUTDOWN_TIMEOUT,
         metavar="SECONDS",
         help="between the stop signal and SIGKILL (default: %(default)s)",
     )
     parser.add_argument("-o", "--output", choices=("id", "json"), default="id")
-    parser.add_argument("command", nargs="+", metavar="COMMAND")
+    parser.add_argument("command", nargs="*", metavar="COMMAND")
 
 
 def size(text: str) -> int:
     """Bytes, with an optional binary unit: 1024, 64M, 1G."""
     number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
-    if unit not in _UNITS or not number.isdecimal():
+    wrong = unit not in _UNITS or not (number.isascii() and number.isdecimal())
+    if wrong or int(number) * _UNITS[unit] >= 1 << 63:
         raise argparse.ArgumentTypeError(f'"{text}" is no size: 1024, 64M, 1G')
     return int(number) * _UNITS[unit]
+
+
+def count(text: str) -> int:
+    """A number of lines."""
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 32):
+        raise argparse.ArgumentTypeError(f'"{text}" is no number of lines')
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time that isn't negative."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f'"{text}" is no time')
+    return value
 
 
 def pairs(option: str, values: list[str]) -> dict[str, str]:
