@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from zos_cri.errors import DataLoss, Error
 from zos_cri.images import lowerfix, trees
+from zos_cri.images.decompress import CompressionError
+from zos_cri.images.directories import UnpackError
+from zos_cri.images.fetch import Mismatch
 from zos_cri.images.jobs import LayerProgress
 from zos_cri.images.layerfs import Limits
 from zos_cri.images.layout import Layout
@@ -71,10 +74,10 @@ class Archive(Protocol):
         """Its bytes from the beginning, digested as they are read."""
 
     def verify(self) -> None:
-        """After the source was read: raises DataLoss where it isn't what the manifest names."""
+        """After the source was read: raises Mismatch where it isn't what the manifest names."""
 
     def retry(self) -> bool:
-        """After DataLoss: whether another copy may be had. `source` starts it."""
+        """After Mismatch: whether another copy may be had. `source` starts it."""
 
     def keep(self) -> None:
         """Puts it among the blobs."""
@@ -148,7 +151,7 @@ class Assembler:
                     try:
                         unpacked = self._unpack(index, archive)
                         break
-                    except DataLoss:
+                    except Mismatch:
                         if not archive.retry():
                             raise
                         trees.remove(self.staged(index))
@@ -164,12 +167,17 @@ class Assembler:
         staged = self.staged(index)
         os.mkdir(staged, 0o755)
         tracker = self._tracker
-        unpacked = unpack(
-            archive.source(),
-            staged,
-            limits=limits,
-            on_bytes=lambda count: tracker.update(index, unpacked=count),
-        )
+        source = archive.source()
+        try:
+            unpacked = unpack(
+                source,
+                staged,
+                limits=limits,
+                on_bytes=lambda count: tracker.update(index, unpacked=count),
+            )
+        except (CompressionError, DataLoss, UnpackError):
+            archive.verify()  # if what came was wrong, that is what is wrong
+            raise
         archive.verify()
         expected = self._parts.diff_ids[index]
         if unpacked.diff_id != expected:

@@ -40,6 +40,10 @@ _MAX_WAIT: Final = 10.0
 _BLOCK: Final = 4096
 
 
+class Mismatch(DataLoss):
+    """What came isn't what the manifest names; another host may have the right thing."""
+
+
 class BlobFile:
     """A file that is filled by parts and read from its beginning meanwhile.
 
@@ -159,14 +163,14 @@ class Verified:
         """Reads what is left (padding after a compressed stream) and compares.
 
         Raises:
-            DataLoss: it isn't what the manifest names.
+            Mismatch: it isn't what the manifest names.
         """
         while self.read(_READ):
             pass
         algorithm = self._blob.digest.partition(":")[0]
         found = f"{algorithm}:{self._hash.hexdigest()}"
         if found != self._blob.digest:
-            raise DataLoss(f"{self._blob.digest}: what came has the digest {found}")
+            raise Mismatch(f"{self._blob.digest}: what came has the digest {found}")
 
 
 class Fetcher:

@@ -228,10 +228,9 @@ class _Stored:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size)
+        data = b"" if self._file.closed else self._file.read(size)
         if not data:
             self._file.close()
-            return b""
         return data
 
 

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from zos_cri.linux.idmap import IdMappings
 
-def prepare(base: Path, lowers: Sequence[Path]) -> tuple[Mount, ...]:
+
+def prepare(
+    base: Path, lowers: Sequence[Path], id_mappings: IdMappings | None = None
+) -> tuple[Mount, ...]:
     """Makes a container's directories `base`/fs and `base`/work, and says what to mount.
 
     Args:
         lowers: the layers' directories, the base layer's first; at least one.
+        id_mappings: of the container's user namespace: the layers' files are to have its ids.
     """
     upper, work = base / "fs", base / "work"
     base.mkdir(mode=0o700, exist_ok=True)
@@ -29,12 +34,13 @@ def prepare(base: Path, lowers: Sequence[Path]) -> tuple[Mount, ...]:
     # An earlier `volatile` mount that was never used to an end would forbid this one.
     trees.remove(str(work / "work"))
     if not upper.exists():
-        _make_upper(upper, lowers[-1])
+        _make_upper(upper, lowers[-1], id_mappings)
     options = (
         f"lowerdir={':'.join(str(path) for path in visible(lowers))}",
         f"upperdir={upper}",
         f"workdir={work}",
         *overlay_options(),
+        *(id_mappings.mount_options() if id_mappings is not None else ()),
     )
     return (Mount(type="overlay", source="overlay", options=options),)
 
@@ -75,11 +81,15 @@ def overlay_options() -> tuple[str, ...]:
     return options
 
 
-def _make_upper(upper: Path, top: Path) -> None:
-    """The upper directory's owner and mode are those that the merged root shows: the image's."""
+def _make_upper(upper: Path, top: Path, id_mappings: IdMappings | None) -> None:
+    """The upper directory's owner and mode are those that the merged root shows: the image's.
+
+    Upper directories aren't mapped: the owner is the host's id of the image's.
+    """
     status = os.stat(top)
     upper.mkdir(mode=0o700)
-    os.chown(upper, status.st_uid, status.st_gid)
+    owner = status.st_uid, status.st_gid
+    os.chown(upper, *(id_mappings.owner(*owner) if id_mappings is not None else owner))
     os.chmod(upper, stat.S_IMODE(status.st_mode))
     for name in os.listxattr(top):
         if not name.startswith("trusted.overlay."):

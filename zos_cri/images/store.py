@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zos_cri.images.model import Auth
+    from zos_cri.linux.idmap import IdMappings
     from zos_cri.linux.mount import Mount
 
 _CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -326,11 +327,17 @@ class ImageStore(Core):
 
     # Containers' root filesystems
 
-    async def prepare_rootfs(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
+    async def prepare_rootfs(
+        self, image_id: str, container_id: str, *, id_mappings: IdMappings | None = None
+    ) -> tuple[Mount, ...]:
         """Makes a container's writable layer, and says how its root filesystem is mounted.
 
         Called again for the same container it answers the same, so long as nothing has mounted
         it yet.
+
+        Args:
+            id_mappings: of the container's user namespace, where it has one of its own. Only shims
+                of containerd 2 or later understand the mount then.
 
         Raises:
             NotFound: no such image.
@@ -340,14 +347,17 @@ class ImageStore(Core):
         layers = self.catalog.layers
         chain = self._image(image_id).chain_ids
         await self._seals.check([layers[c].n for c in chain if c in layers])
-        return await self._write(self._prepare, image_id, container_id)
+        return await self._write(self._prepare, image_id, container_id, id_mappings)
 
-    def _prepare(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
+    def _prepare(
+        self, image_id: str, container_id: str, id_mappings: IdMappings | None
+    ) -> tuple[Mount, ...]:
         image = self._image(image_id)
         self.catalog.add_container(container_id, image_id, image.chain_ids)
         return rootfs.prepare(
             self.layout.container(container_id),
             self._layer_paths(image.chain_ids) or (self.layout.layer(0),),
+            id_mappings,
         )
 
     async def release_rootfs(self, container_id: str) -> None:

@@ -115,9 +115,13 @@ class Authenticator:
         response.close()
         with self._lock:  # one thread fetches the token, the others find it
             header = self._answer(challenges, scope, refused=authorization)
-        if header is None:
-            raise TransferError(_with("401: " + self._why_not(challenges), said), status=401)
-        return self._send(method, path, given, header)
+        if header is not None:
+            response = self._send(method, path, given, header)
+            if response.status != 401:
+                return response
+            said = response.error_text() or said
+            response.close()
+        raise TransferError(_with("401: " + self._why_not(challenges), said), status=401)
 
     def _send(
         self, method: str, path: str, headers: dict[str, str], authorization: str
