@@ -94,11 +94,11 @@ class Loop:
             self._handle(self._prompt.poll(0, _EVENTS))
         changed = self._patient.poll(0, _EVENTS)
         if changed:
-            now = time.monotonic()
-            self._resting = now - self._last_change < _BUSY
-            self._last_change = now
+            last, self._last_change = self._last_change, time.monotonic()
+            self._resting = self._last_change - last < _BUSY
             self._handle(changed)
-        while self._timers and self._timers[0][0] <= time.monotonic():
+        now = time.monotonic()  # a timer that sets itself anew has its turn after the others
+        while self._timers and self._timers[0][0] < now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
                 timer.call()

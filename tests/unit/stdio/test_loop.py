@@ -50,6 +50,19 @@ def test_timers_run_in_order_and_cancelled_ones_don_t(loop: Loop) -> None:
     assert ran == ["first", "second"]
 
 
+def test_a_timer_that_sets_itself_anew_doesn_t_keep_the_loop(loop: Loop) -> None:
+    ran: list[int] = []
+
+    def again() -> None:
+        ran.append(1)
+        loop.call_later(0.0, again)
+
+    again()
+    for _ in range(5):
+        loop.poll(block=False)
+    assert 1 <= len(ran) <= 6
+
+
 def test_an_event_of_a_closed_descriptor_isn_t_told_to_its_number_s_next_owner(
     loop: Loop,
 ) -> None:
