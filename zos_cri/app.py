@@ -24,7 +24,7 @@ import grpc
 from prometheus_client import start_http_server
 
 from zos_cri import __version__, reconcile
-from zos_cri._pb import container_pb2
+from zos_cri._pb import container_pb2, image_pb2
 from zos_cri.config import Config, handlers
 from zos_cri.cri import runtime
 from zos_cri.cri.creation import Creation
@@ -40,6 +40,7 @@ from zos_cri.cri.streams import Streams
 from zos_cri.cri.views import Views
 from zos_cri.errors import FailedPrecondition, InvalidArgument
 from zos_cri.host import host_facts
+from zos_cri.images.service import ImageService
 from zos_cri.images.store import ImageStore
 from zos_cri.linux.cgroup import Cgroups
 from zos_cri.log import get_log
@@ -164,6 +165,7 @@ class App:
             self._state / "images",
             busybox=Path(config.images.busybox),
             certs_dirs=[Path(each) for each in config.images.certs_dirs],
+            on_report=metrics.pulled,
         )
         await images.start()
         self._undo.push_async_callback(images.aclose)
@@ -264,6 +266,7 @@ class App:
             ),
             directory=self._run / "sandboxes",
             metrics=core.metrics,
+            user_namespaces={name for name, s in settings.items() if s.id_mapped_mounts},
         )
         self._undo.push_async_callback(sandboxes.settle)
         creation = Creation(
@@ -358,11 +361,14 @@ class App:
         )
         rpcs = Rpcs(metrics, services.containers.recovered)
         service = ModuleService(module)
+        image_service = ImageService(services.images)
+        image_descriptor = image_pb2.DESCRIPTOR.services_by_name["ImageModule"]
         descriptor = container_pb2.DESCRIPTOR.services_by_name["ContainerModule"]
         server.add_generic_rpc_handlers(
             (
                 *runtime.handlers(services, rpcs),
                 rpcs.service(descriptor, service.unary, service.streams, reads=service.READS),
+                rpcs.service(image_descriptor, image_service.unary, image_service.streams),
             )
         )
         path = self._config.socket

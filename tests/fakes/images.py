@@ -10,6 +10,8 @@ from zos_cri.linux.mount import Mount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from zos_cri.linux.idmap import IdMappings
+
 BUSYBOX = Image(
     id="sha256:" + "1" * 64,
     repo_tags=("docker.io/library/busybox:latest",),
@@ -26,6 +28,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.image = BUSYBOX
         self.rootfs: dict[str, str] = {}
+        self.id_mappings: dict[str, IdMappings | None] = {}
         self.failures: dict[str, BaseException] = {}
 
     def _enter(self, name: str) -> None:
@@ -36,9 +39,12 @@ class FakeImages:
         known = (self.image.id, *self.image.repo_tags, "busybox")
         return self.image if ref in known else None
 
-    async def prepare_rootfs(self, image_id: str, container_id: str) -> tuple[Mount, ...]:
+    async def prepare_rootfs(
+        self, image_id: str, container_id: str, *, id_mappings: IdMappings | None = None
+    ) -> tuple[Mount, ...]:
         self._enter("prepare_rootfs")
         self.rootfs[container_id] = image_id
+        self.id_mappings[container_id] = id_mappings
         return (Mount(type="overlay", source="overlay", options=("lowerdir=/x",)),)
 
     async def release_rootfs(self, container_id: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zos_cri.cri import facts
+from zos_cri.cri import facts, userns
 from zos_cri.cri.views import OWNER, CriContainer, listed
 from zos_cri.errors import (
     AlreadyExists,
@@ -132,10 +132,12 @@ class Creation:
         inputs = await self._inputs(id_, sandbox, config, image)
         handler = self._handlers[sandbox.handler]
         pod_config = self._views.config(sandbox)
+        id_mappings = userns.of_pod(pod_config)
+        root_uid, root_gid = userns.root_of(id_mappings)
         log_path = log_file(pod_config.log_directory, config.log_path)
         async with AsyncExitStack() as undo:
             with self._metrics.stage("create_container", "rootfs"):
-                rootfs = await self._images.prepare_rootfs(image.id, id_)
+                rootfs = await self._images.prepare_rootfs(image.id, id_, id_mappings=id_mappings)
                 undo.push_async_callback(self._images.release_rootfs, id_)
             spec = container_spec(
                 inputs,
@@ -167,6 +169,8 @@ class Creation:
                     stdio=self._output.stdio(id_, stdin=config.stdin, terminal=config.tty),
                     stop_signal=stop_signal,
                     kill_all=not _private_pid(spec),
+                    root_uid=root_uid,
+                    root_gid=root_gid,
                     owner=OWNER,
                     extra=msgspec.msgpack.encode(extra),
                 )
@@ -242,6 +246,7 @@ class Creation:
             network=sandbox.netns,
             ipc=sandbox.ipcns,
             uts=sandbox.utsns,
+            user=sandbox.userns,
             pid=_pid_namespace(init) if init is not None else "",
             target_pid=target,
         )
@@ -269,7 +274,10 @@ class Creation:
     async def start_undone(self, record: ContainerRecord) -> None:
         """The root filesystem was mounted once: it is made fit to be mounted again."""
         extra, _ = self._views.parts(record)
-        await self._images.prepare_rootfs(extra.image_id, record.meta.id)
+        pod = self._views.config(self._sandboxes.find(record.meta.ns).meta)
+        await self._images.prepare_rootfs(
+            extra.image_id, record.meta.id, id_mappings=userns.of_pod(pod)
+        )
 
     async def exited(self, record: ContainerRecord) -> None:
         """Waits, within bounds, until the log has the container's last line."""

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from zos_cri.cri import userns
 from zos_cri.errors import FailedPrecondition
 from zos_cri.linux import blocking
 from zos_cri.linux.mount import Mount
@@ -67,10 +68,13 @@ class PodInits:
         """
         root = await blocking.call(self._root)
         handler = self._handlers[meta.handler]
+        root_uid, root_gid = userns.root_of(userns.of_pod(config))
         spec = sandbox_init_spec(
             sandbox_id=meta.id,
             sandbox=config,
-            paths=NamespacePaths(network=meta.netns, ipc=meta.ipcns, uts=meta.utsns),
+            paths=NamespacePaths(
+                network=meta.netns, ipc=meta.ipcns, uts=meta.utsns, user=meta.userns
+            ),
             handler=handler,
             host=self._host,
             args=(f"/{BINARY}", "-P"),
@@ -86,6 +90,8 @@ class PodInits:
                 cgroup="",
                 rootfs=(Mount(type="bind", source=str(root), options=("rbind", "ro")),),
                 stop_timeout=0,
+                root_uid=root_uid,
+                root_gid=root_gid,
                 owner=OWNER,
             )
         )

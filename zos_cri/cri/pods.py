@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri import userns
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux.mount import Mount, mount, unmount_tree
 
@@ -102,7 +103,9 @@ class PodFiles:
             path.chmod(0o644)
         if not host_ipc(config):
             self._shm.mkdir(exist_ok=True, mode=0o1777)
-            mount(Mount(type="tmpfs", source="shm", options=SHM_OPTIONS), str(self._shm))
+            uid, gid = userns.root_of(userns.of_pod(config))
+            options = (*SHM_OPTIONS, f"uid={uid}", f"gid={gid}")
+            mount(Mount(type="tmpfs", source="shm", options=options), str(self._shm))
 
     def remove(self) -> None:
         """Unmounts and removes all of it; nothing to do a second time. Blocks.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri import userns
 from zos_cri.cri.pods import PodFiles, hostname
 from zos_cri.errors import (
     AlreadyExists,
@@ -35,7 +36,7 @@ from zos_cri.store.lifecycle import SANDBOX, SandboxEvent, SandboxState, advance
 from zos_cri.store.model import SandboxMeta, SandboxStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Mapping, Sequence
+    from collections.abc import Awaitable, Container, Mapping, Sequence
     from pathlib import Path
 
     from zos_cri.metrics import Metrics
@@ -72,10 +73,12 @@ class Sandboxes:
         init: PodInit,
         directory: Path,
         metrics: Metrics,
+        user_namespaces: Container[str] = (),
     ) -> None:
         """
         Args:
             directory: each sandbox's own is `<directory>/<id>`.
+            user_namespaces: the handlers whose pods can have one.
         """
         self.table = table
         self._containers = containers
@@ -86,6 +89,7 @@ class Sandboxes:
         self._init = init
         self._directory = directory
         self._metrics = metrics
+        self._user_namespaces = user_namespaces
         self._running: Joins[str] = Joins()
         self._ending: Joins[None] = Joins()
 
@@ -165,6 +169,7 @@ class Sandboxes:
         id_ = secrets.token_hex(32)
         files = self.files(id_)
         plan = pod_plan(config)
+        userns.check(plan, handler, self._user_namespaces)
         return SandboxMeta(
             id=id_,
             name=name,
@@ -174,6 +179,7 @@ class Sandboxes:
             netns=files.namespace("net") if "net" in plan.pinned else "",
             ipcns=files.namespace("ipc") if "ipc" in plan.pinned else "",
             utsns=files.namespace("uts") if "uts" in plan.pinned else "",
+            userns=files.namespace("user") if plan.user_namespace else "",
             shared_pid=plan.shared_pid,
             cgroup=config.linux.cgroup_parent,
         )
@@ -199,16 +205,8 @@ class Sandboxes:
     async def _connect(
         self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
     ) -> tuple[str, ...]:
-        pins = {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns}
-        pins = {kind: path for kind, path in pins.items() if path}
-        if pins:
-            with self._metrics.stage("run_pod_sandbox", "netns"):
-                await namespaces.pin(
-                    pins,
-                    hostname=hostname(config) if meta.utsns else None,
-                    sysctls=parameters,
-                    timeout=NAMESPACE_TIMEOUT,
-                )
+        with self._metrics.stage("run_pod_sandbox", "netns"):
+            await _pin(meta, config, parameters)
         if not meta.netns:
             return ()
         with self._metrics.stage("run_pod_sandbox", "cni"):
@@ -330,9 +328,8 @@ class Sandboxes:
                     pod_network(meta, config, netns=meta.netns if pinned else "")
                 )
         with self._metrics.stage("stop_pod_sandbox", "netns"):
-            for path in (meta.netns, meta.ipcns, meta.utsns):
-                if path:
-                    await namespaces.unpin(path)
+            for path in pins(meta).values():
+                await namespaces.unpin(path)
         await self.table.update(
             meta.id, lambda s: msgspec.structs.replace(s, network_released=True, ips=())
         )
@@ -361,8 +358,8 @@ class Sandboxes:
                 _log.error("pod sandbox not recovered", error=one_line(error))
 
     def _intact(self, meta: SandboxMeta) -> bool:
-        pins = [path for path in (meta.netns, meta.ipcns, meta.utsns) if path]
-        return self._shims.get(meta.id) is not None and all(map(namespaces.is_pinned, pins))
+        pinned = all(map(namespaces.is_pinned, pins(meta).values()))
+        return pinned and self._shims.get(meta.id) is not None
 
     async def retry_releases(self) -> None:
         """Once more for those whose stop or removal has failed: a CNI DEL must succeed one day."""
@@ -399,6 +396,32 @@ class Sandboxes:
             return msgspec.structs.replace(status, state=state, ips=kept)
 
         await self.table.update(id_, change)
+
+
+def pins(meta: SandboxMeta) -> dict[str, str]:
+    """The namespaces that a sandbox has of its own: kind → where it is pinned."""
+    kinds = {"user": meta.userns, "net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns}
+    return {kind: path for kind, path in kinds.items() if path}
+
+
+async def _pin(
+    meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
+) -> None:
+    """Makes a sandbox's namespaces; where it has a user namespace, that one owns the others."""
+    paths = pins(meta)
+    name = hostname(config) if meta.utsns else None
+    mappings = userns.of_pod(config)
+    if mappings is not None:
+        await namespaces.pin_user(
+            paths,
+            uid_mappings=mappings.uids,
+            gid_mappings=mappings.gids,
+            hostname=name,
+            sysctls=parameters,
+            timeout=NAMESPACE_TIMEOUT,
+        )
+    elif paths:
+        await namespaces.pin(paths, hostname=name, sysctls=parameters, timeout=NAMESPACE_TIMEOUT)
 
 
 def sandbox_name(metadata: pb.PodSandboxMetadata) -> str:

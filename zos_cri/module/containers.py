@@ -149,6 +149,8 @@ class Containers:
             stop_signal=new.stop_signal,
             stop_timeout=new.stop_timeout,
             kill_all=new.kill_all,
+            root_uid=new.root_uid,
+            root_gid=new.root_gid,
             tags=new.tags,
             owner=new.owner,
             extra=new.extra,
@@ -209,7 +211,7 @@ class Containers:
                 stdin=meta.stdio.stdin,
                 stdout=meta.stdio.stdout,
                 stderr=meta.stdio.stderr,
-                options=handler.task_options(),
+                options=handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
                 timeout=CREATE_TIMEOUT,
             )
         # Wait is asked before the start, so that no exit can fall between the two.
@@ -505,4 +507,6 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
 def _write_bundle(directory: Path, new: NewContainer) -> None:
     annotations = {**new.spec.get("annotations", {}), bundles.GROUP_ANNOTATION: new.group}
     path = bundles.create(directory, new.id, group=new.group)
+    if new.root_uid or new.root_gid:
+        bundles.open_to(path, new.root_gid)
     bundles.write_config(path, {**new.spec, "annotations": annotations})

@@ -20,6 +20,8 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         group: whose shim holds it: the pod's id, or the container's own.
         cgroup: the logical cgroup path that the spec asks for, "" where it names none.
+        root_uid, root_gid: who root in its user namespace is on the host, 0 where it has the
+            host's: its pipes are that user's, and the bundle may be entered by that group.
         kill_all: it has no pid namespace of its own, so ending its init ends nothing else.
         owner: the layer above that `Containers.own` knows, "" for none.
         extra: that layer's own metadata.
@@ -37,6 +39,8 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
     stop_signal: int = 15
     stop_timeout: float = 5.0
     kill_all: bool = False
+    root_uid: int = 0
+    root_gid: int = 0
     tags: dict[str, str] = {}
     owner: str = ""
     extra: bytes = b""

@@ -99,6 +99,15 @@ def _fill(path: Path, group: str, record: Record | None) -> None:
         write_record(path, record)
 
 
+def open_to(path: Path, group: int) -> None:
+    """Lets a group pass through a bundle: root of a user namespace must get to its rootfs/.
+
+    It can't list it, and the files in it stay ours alone.
+    """
+    os.chown(path, -1, group)
+    path.chmod(0o710)
+
+
 def write_config(path: Path, spec: dict[str, Any]) -> None:
     """Writes a bundle's config.json, replacing a minimal one."""
     write_atomic(path / CONFIG, msgspec.json.encode(spec))

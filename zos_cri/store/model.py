@@ -47,6 +47,8 @@ class ContainerMeta(msgspec.Struct, frozen=True, kw_only=True):
     stop_timeout: float = 5.0  # seconds between the stop signal and SIGKILL
     kill_all: bool = False  # no pid namespace of its own: the end of init ends nothing else
     tags: dict[str, str] = {}
+    root_uid: int = 0  # on the host, of root in its user namespace; 0 where it has the host's
+    root_gid: int = 0
     owner: str = ""  # the layer above that made it ("cri"), "" for the module's own callers
     extra: bytes = b""  # that layer's own metadata, opaque here
     version: int = VERSION
@@ -87,6 +89,7 @@ class SandboxMeta(msgspec.Struct, frozen=True, kw_only=True):
     netns: str = ""  # "" on the host network
     ipcns: str = ""
     utsns: str = ""
+    userns: str = ""  # "" where its root is the host's
     shared_pid: bool = False  # an init container holds the pod's pid namespace
     cgroup: str = ""  # logical path of the pod's cgroup, "" where none was asked for
     version: int = VERSION

@@ -143,9 +143,9 @@ async def test_a_pod_that_goes_meanwhile_takes_its_new_container_along(maker, be
     held = asyncio.Event()
     original = maker.images.prepare_rootfs
 
-    async def slow(image_id, container_id):
+    async def slow(image_id, container_id, **options):
         await held.wait()
-        return await original(image_id, container_id)
+        return await original(image_id, container_id, **options)
 
     maker.images.prepare_rootfs = slow
     create = asyncio.create_task(maker.create())
