@@ -23,6 +23,8 @@ from zos_cri.errors import grpc_code
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from zos_cri.images.pulls import PullReport
+
 # 1 ms is a list from memory, 60 s a pull or a hanging plugin; steps of 2 to 2.5 between.
 BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -75,6 +77,33 @@ class Metrics:
             "Shims that died with containers in them.",
             registry=self.registry,
         )
+        self.pull_duration = Histogram(
+            "zos_cri_image_pull_duration_seconds",
+            "Time that a pull took, whatever its end.",
+            buckets=(*BUCKETS, 120.0, 300.0, 900.0),
+            registry=self.registry,
+        )
+        self.pulls = Counter(
+            "zos_cri_image_pulls",
+            "Pulls that have ended, by the kind of their error (empty: none).",
+            ("error",),
+            registry=self.registry,
+        )
+        self.pulled_bytes = Counter(
+            "zos_cri_image_pulled_bytes",
+            "Bytes of layers' archives that pulls have fetched.",
+            registry=self.registry,
+        )
+        self.pulled_layers = Counter(
+            "zos_cri_image_pulled_layers",
+            "Layers of the images that were pulled.",
+            registry=self.registry,
+        )
+        self.pull_throughput = Gauge(
+            "zos_cri_image_pull_throughput_bytes_per_second",
+            "Of the last pull that fetched anything.",
+            registry=self.registry,
+        )
         self.records_damaged = Counter(
             "zos_cri_records_damaged",
             "Records that could not be read at start and were set aside.",
@@ -87,6 +116,16 @@ class Metrics:
             registry=self.registry,
         )
         build.labels(__version__).set(1)
+
+    def pulled(self, report: PullReport) -> None:
+        """Counts a pull that has ended."""
+        self.pull_duration.observe(report.seconds)
+        self.pulls.labels(report.error).inc()
+        self.pulled_bytes.inc(report.bytes)
+        if not report.error:
+            self.pulled_layers.inc(report.layers)
+        if report.bytes and report.seconds:
+            self.pull_throughput.set(report.bytes / report.seconds)
 
     @contextmanager
     def stage(self, operation: str, stage: str) -> Iterator[None]:

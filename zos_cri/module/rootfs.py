@@ -41,7 +41,7 @@ class DirectoryRootfs:
             NotFound: it isn't there.
             InvalidArgument: it is no directory.
         """
-        if not flist.startswith("/"):
+        if not flist.startswith("/") or flist.endswith(".fl"):
             return await self._images.prepare(flist, container_id)
         await blocking.call_abandonable(_check, flist, timeout=PATH_TIMEOUT, what=flist)
         upper = await blocking.call(self._make, container_id)
