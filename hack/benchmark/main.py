@@ -1,0 +1,307 @@
+"""The command line of hack/bench, and the order in which things are measured."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from hack.benchmark import figure, report
+from hack.benchmark.place import placed
+from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target
+from hack.benchmark.workload import Cri, Recorder, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from hack.benchmark.place import Place
+
+IMAGE: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
+WARM_UP: Final = 2  # cycles that don't count
+AMONG: Final = 5  # cycles while many pods run
+FILL_AT_ONCE: Final = 10
+MIB: Final = 1 << 20
+RSS_STEADY: Final = 64 << 10  # bytes that the idle server may still grow in a second
+RSS_TIMEOUT: Final = 15.0
+
+
+def main(argv: list[str]) -> int:
+    """Runs it; 0 where everything could be measured, whatever the figures are."""
+    options = _options(argv)
+    if options.mode == "report":
+        return _report(options, load(Path(options.targets[0]).read_text()))
+    _isolate(argv, options.targets)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    with placed() as place:
+        if options.mode == "rss":
+            print(f"{idle_rss(place, options) / MIB:.1f}")
+            return 0
+        return _report(options, measure(place, options))
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    assert sys.modules["__main__"].__doc__
+    parser = argparse.ArgumentParser(
+        prog="hack/bench",
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET")
+    parser.add_argument("--rounds", type=int, default=5, help="of all targets in turn (5)")
+    parser.add_argument("--cycles", type=int, default=20, help="one after another, a round (20)")
+    parser.add_argument("--at-once", type=_numbers, default=[10, 50], help="10,50")
+    parser.add_argument(
+        "--pods", type=_numbers, default=[100], help="to fill and drain: 100 or 100,400"
+    )
+    parser.add_argument("--reads", type=int, default=30, help="of each kind with those pods (30)")
+    parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
+    parser.add_argument("--no-bridge", action="store_true", help="host network only")
+    parser.add_argument(
+        "--image", default=IMAGE, help="of the containers; it must have sleep and true"
+    )
+    parser.add_argument("--shim", type=Path, default=TOOLS / "containerd-shim-runc-v2")
+    parser.add_argument("--runtime", type=Path, default=TOOLS / "runc")
+    parser.add_argument("--json", type=Path, help="write all measurements there")
+    parser.add_argument("--svg", type=Path, help="draw the ratios there")
+    options = parser.parse_args(argv)
+    options.mode = "bench"
+    if options.targets and options.targets[0] in ("rss", "report"):
+        options.mode, *options.targets = options.targets
+    if options.mode == "report" and len(options.targets) != 1:
+        parser.error("report: one file that --json has written")
+    options.targets = options.targets or (
+        ["zos-cri"] if options.mode == "rss" else ["zos-cri", "containerd"]
+    )
+    if options.quick:
+        options.rounds, options.cycles, options.at_once, options.pods = 1, 3, [3], [3]
+        options.reads = 3
+    return options
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",") if each]
+
+
+def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _isolate(argv: list[str], targets: list[str]) -> None:
+    """Goes on in namespaces of our own, with which all that is started here ends."""
+    started = [target for target in targets if "=" not in target]
+    if started and os.environ.get("ZOS_CRI_OWN_NETWORK") != "1":
+        netns = str(ROOT / "hack" / "netns")
+        script = str(ROOT / "hack" / "bench")
+        os.execv(netns, [netns, "run", "--pids", sys.executable, script, *argv])
+
+
+def make_target(argument: str, number: int, place: Place, setting: Setting) -> Target:
+    """A target from its name on the command line.
+
+    Raises:
+        SystemExit: there is no such target.
+    """
+    spot = place.spot(str(number))
+    name, given, address = argument.partition("=")
+    if given:
+        endpoint = address if ":" in address else f"unix:{address}"
+        return Target(name, endpoint=endpoint, spot=spot)
+    if argument == "containerd":
+        return Containerd(argument, spot, setting)
+    name, _, tree = argument.partition("@")
+    if name == "zos-cri":
+        return Ours(argument, spot, setting, tree=Path(tree).resolve() if tree else ROOT)
+    raise SystemExit(f"hack/bench: {argument}: not zos-cri[@TREE], containerd or NAME=SOCKET")
+
+
+@contextlib.contextmanager
+def registry(certs_d: Path, *, needed: bool) -> Iterator[None]:
+    """Serves the tests' images from loopback, where a target is started here."""
+    if not needed:
+        yield
+        return
+    serve = subprocess.Popen(
+        [sys.executable, ROOT / "hack/images/serve", "--certs-d", certs_d],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serve.stdout is not None
+        if not serve.stdout.readline():
+            raise RuntimeError(f"hack/images/serve ended with exit code {serve.wait()}")
+        yield
+    finally:
+        serve.terminate()
+        serve.communicate()
+
+
+@contextlib.contextmanager
+def running(place: Place, options: argparse.Namespace) -> Iterator[list[Target]]:
+    """The targets, serving and with the images; what was started here ends afterwards."""
+    setting = Setting(shim=options.shim, runtime=options.runtime, certs_d=place.state / "certs.d")
+    targets = [
+        make_target(argument, number, place, setting)
+        for number, argument in enumerate(options.targets)
+    ]
+    with contextlib.ExitStack() as stack:
+        for target in targets:
+            _say(f"starting {target.name}")
+            stack.callback(target.stop)
+            target.start()
+        yield targets
+
+
+def idle_rss(place: Place, options: argparse.Namespace) -> int:
+    """Resident memory of a server that has only been asked for its status, in bytes."""
+    with running(place, options) as (target,):
+        return _settled_rss(target)
+
+
+def _settled_rss(target: Target) -> int:
+    cri = Cri(target.endpoint)
+    cri.version()
+    cri.conditions()
+    cri.close()
+    deadline = time.monotonic() + RSS_TIMEOUT
+    last, now = 0, target.rss()
+    while now > last + RSS_STEADY and time.monotonic() < deadline:
+        time.sleep(1)
+        last, now = now, target.rss()
+    return now
+
+
+def measure(place: Place, options: argparse.Namespace) -> report.Result:
+    """All rounds of all targets, in turn."""
+    names: list[str] = options.targets
+    with running(place, options) as targets, contextlib.ExitStack() as stack:
+        about = _about(options)
+        result = report.Result(
+            targets=[target.name for target in targets],
+            rounds={target.name: [] for target in targets},
+            errors={target.name: {} for target in targets},
+            about=about,
+        )
+        idle = {target.name: _settled_rss(target) for target in targets}
+        workloads = {}
+        with registry(place.state / "certs.d", needed=any("=" not in name for name in names)):
+            for target in targets:
+                cri = Cri(target.endpoint)
+                stack.callback(cri.close)
+                stack.callback(cri.remove_pods, place.tag)
+                for image in (*target.images, options.image):
+                    cri.ensure_image(image)
+                about["versions"][target.name] = cri.version()
+                workloads[target.name] = Workload(
+                    cri,
+                    tag=place.tag,
+                    image=options.image,
+                    cgroup_parent=target.pods_cgroup,
+                    directory=target.spot.state,
+                )
+        for number in range(options.rounds):
+            for target in targets:
+                _say(f"round {number + 1} of {options.rounds}: {target.name}")
+                recorder = Recorder()
+                recorder.add("rss/idle", idle[target.name] / MIB)
+                one_round(target, workloads[target.name], recorder, options)
+                result.rounds[target.name].append(recorder.samples)
+                result.errors[target.name].update(recorder.errors)
+        about["load_after"] = os.getloadavg()
+        return result
+
+
+def one_round(
+    target: Target, workload: Workload, recorder: Recorder, options: argparse.Namespace
+) -> None:
+    """Everything of one target once."""
+    networks = [("host", False)] if options.no_bridge else [("host", False), ("bridge", True)]
+    for prefix, bridge in networks:
+        for _ in range(WARM_UP):
+            workload.cycle(Recorder(), prefix, bridge=bridge)
+        target.settle()
+        before = target.cpu()
+        for _ in range(options.cycles):
+            workload.cycle(recorder, prefix, bridge=bridge)
+        target.settle()
+        after = target.cpu()
+        if before is not None and after is not None:
+            recorder.add(f"{prefix}/cpu", (after - before) / options.cycles * 1000)
+    for number in options.at_once:
+        workload.at_once(recorder, number, max(2 * number, options.cycles))
+        target.settle()
+    for number in options.pods:
+        _with_pods(target, workload, recorder, number, reads=options.reads)
+        target.settle()
+
+
+def _with_pods(
+    target: Target, workload: Workload, recorder: Recorder, number: int, *, reads: int
+) -> None:
+    pods = workload.fill(recorder, number, at_once=FILL_AT_ONCE)
+    prefix = f"pods/{number}"
+    workload.reads(recorder, pods, reads)
+    for _ in range(AMONG):
+        workload.cycle(recorder, f"{prefix}/among")
+    target.settle()
+    pss = target.pss()
+    for kind, size in pss.items():
+        recorder.add(f"{prefix}/pss/{kind}", size / MIB)
+    total = sum(size for kind, size in pss.items() if kind != "pause")
+    recorder.add(f"{prefix}/pss", total / MIB)
+    workload.drain(recorder, pods, at_once=FILL_AT_ONCE)
+
+
+def _about(options: argparse.Namespace) -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(memory / (1 << 30)),
+        "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
+        "load_before": os.getloadavg(),
+        "rounds": options.rounds,
+        "cycles": options.cycles,
+        "at_once": options.at_once,
+        "pods": options.pods,
+        "versions": {},
+    }
+
+
+def load(text: str) -> report.Result:
+    """What `--json` wrote."""
+    return report.Result(**json.loads(text))
+
+
+def _report(options: argparse.Namespace, result: report.Result) -> int:
+    if options.json:
+        options.json.write_text(json.dumps(asdict(result)) + "\n")
+    if options.svg:
+        if len(result.targets) < 2:
+            raise SystemExit("hack/bench: --svg: there is nothing to compare with")
+        options.svg.write_text(figure.svg(result))
+    about = result.about
+    load = " to ".join(f"{about[key][0]:.1f}" for key in ("load_before", "load_after"))
+    print(
+        f"{about['rounds']} rounds of {about['cycles']} cycles; {about['cpus']} CPUs, "
+        f"{about['memory_gib']} GiB, Linux {about['kernel']}, cgroup {about['cgroup']}, "
+        f"load average {load}, {about['date']}."
+    )
+    print(", ".join(f"{name} is {version}" for name, version in about["versions"].items()))
+    print()
+    print(report.table(result), end="")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"hack/bench: {text}", file=sys.stderr, flush=True)
