@@ -41,6 +41,7 @@ def save(job: SaveJob) -> Done:
             open(temporary, "xb") as file,
             tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
+            os.fchmod(file.fileno(), 0o600)  # the worker's umask is 0, for layers' sake
             _write_all(tar, layout, job.images)
         os.replace(temporary, job.path)
     except OSError as error:
