@@ -4,6 +4,7 @@ import os
 import select
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -68,27 +69,21 @@ def test_an_event_of_a_closed_descriptor_isn_t_told_to_its_number_s_next_owner(
 ) -> None:
     told: list[str] = []
     pipes = [os.pipe(), os.pipe()]
-    fresh: list[tuple[int, int]] = []
+    quiet = os.pipe()
 
-    def replace(_events: int) -> None:
-        """Whichever is told first closes the other, whose number goes to a new pipe."""
-        if fresh:
-            told.append("old")
-            return
-        for reader, writer in pipes:
-            loop.unregister(reader)
-            os.close(reader)
-            os.close(writer)
-        fresh.append(os.pipe())
-        loop.register(fresh[0][0], select.EPOLLIN, lambda _: told.append("new"))
+    def replace(other: int, _events: int) -> None:
+        """Whichever is told first gives the other's number to a descriptor with no event."""
+        told.append("first")
+        loop.unregister(other)
+        os.dup2(quiet[0], other)
+        loop.register(other, select.EPOLLIN, lambda _: told.append("stale"))
 
-    for reader, writer in pipes:
-        loop.register(reader, select.EPOLLIN, replace)
+    for n, (reader, writer) in enumerate(pipes):
+        loop.register(reader, select.EPOLLIN, partial(replace, pipes[1 - n][0]))
         os.write(writer, b"x")
     loop.poll(block=True)
-    assert fresh[0][0] in (pipes[0][0], pipes[1][0]), "the kernel gives the lowest free number"
-    assert told == []
-    for fd in fresh[0]:
+    assert told == ["first"]
+    for fd in (*pipes[0], *pipes[1], *quiet):
         os.close(fd)
 
 
