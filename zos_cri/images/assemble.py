@@ -185,12 +185,12 @@ class Assembler:
         return unpacked
 
     def _fix(self, index: int, unpacked: Unpacked) -> None:
-        if not unpacked.implied and not unpacked.missing_links:
+        if not (unpacked.implied or unpacked.missing_links or unpacked.whiteouts):
             return
         below = self._parts.chain_ids[:index]
         lower = MergedView([os.fsencode(self._directory(chain_id)) for chain_id in below])
         try:
-            lowerfix.fix(self.staged(index), lower, unpacked.implied, unpacked.missing_links)
+            lowerfix.fix(self.staged(index), lower, unpacked)
         except Error as error:
             raise type(error)(f"layer {self._parts.blobs[index].digest}: {error}") from error
 

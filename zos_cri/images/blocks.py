@@ -183,6 +183,8 @@ def open_store(url: str, floor: Floor) -> Store:
 def without_secrets(url: str) -> str:
     """A store's URL without user and password."""
     parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

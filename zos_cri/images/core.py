@@ -157,22 +157,41 @@ class Core:
         return await self._sweep(grace=0)
 
     async def _sweep(self, *, grace: float = sweep.GRACE) -> GcReport:
-        leased = frozenset(what for lease in self._leases.values() for what in lease)
-        report = await self._write(sweep.collect, self.catalog, self.layout, leased, grace)
+        report = await self._write(self._collect, grace)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._sweeper, sweep.empty_trash, self.layout)
         return report
 
+    async def lease_all(self, key: object) -> dict[str, int]:
+        """Keeps all layers there are from being collected; answers their numbers by chain id."""
+        return await self._write(self._lease_all, key)
+
+    def _lease_all(self, key: object) -> dict[str, int]:
+        layers = {chain_id: layer.n for chain_id, layer in self.catalog.layers.items()}
+        self._leases[key] = frozenset(layers)
+        return layers
+
+    def _leased(self) -> frozenset[str]:
+        return frozenset(what for lease in list(self._leases.values()) for what in lease)
+
     def lease(self, key: object, what: frozenset[str]) -> None:
-        """Keeps chain ids and archives' digests from being collected until `end_lease`."""
+        """Changes a lease: keeps these chain ids and archives' digests from being collected."""
         self._leases[key] = what
 
     async def end_lease(self, key: object, *, drop_partials: bool) -> None:
         """Ends a lease; with `drop_partials` what was fetched under it alone goes at once."""
         mine = self._leases.pop(key, frozenset())
+        if self.catalog.unused_layers():
+            self._background(self._sweep)
         if drop_partials:
-            others = frozenset(what for lease in self._leases.values() for what in lease)
-            await self._write(sweep.drop_archives, self.catalog, self.layout, mine - others)
+            await self._write(self._drop_archives, mine)
+
+    def _collect(self, grace: float) -> GcReport:
+        # In the writer's thread: no lease can begin between the look and the deed.
+        return sweep.collect(self.catalog, self.layout, self._leased(), grace)
+
+    def _drop_archives(self, digests: frozenset[str]) -> None:
+        sweep.drop_archives(self.catalog, self.layout, digests - self._leased())
 
 
 async def _logged(work: Callable[[], Awaitable[object]]) -> None:

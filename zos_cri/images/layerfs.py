@@ -65,6 +65,7 @@ class LayerWriter:
 
     Attributes:
         missing_links: hard links to what this layer doesn't have: (path, target).
+        whiteouts: of names below it.
     """
 
     def __init__(self, root: str, limits: Limits | None = None) -> None:
@@ -83,6 +84,7 @@ class LayerWriter:
         self._used = 0
         self._next_look = 0
         self.missing_links: list[tuple[bytes, bytes]] = []
+        self.whiteouts: list[bytes] = []
 
     @property
     def implied(self) -> tuple[bytes, ...]:
@@ -318,6 +320,7 @@ class LayerWriter:
         fd, _ = self._directories.parent(parts[:-1])
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+            self.whiteouts.append(b"/".join([*parts[:-1], name]))
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                 own = os.open(name, DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)

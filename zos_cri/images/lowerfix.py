@@ -3,6 +3,8 @@
 - A directory without an entry of its own, made only because something lies in it, must not change
   the one below: it gets that one's owner, mode, times and attributes.
 - A hard link to a file of a lower layer becomes a copy of it, as overlayfs would make one.
+- A whiteout of what no lower layer has goes: in a directory that merges with none below, overlayfs
+  would list it as a file that isn't there.
 """
 
 from __future__ import annotations
@@ -12,37 +14,31 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.images.directories import UnpackError
+from zos_cri.images.merged import OPAQUE_XATTR, is_whiteout
 from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from zos_cri.images.merged import MergedView
+    from zos_cri.images.unpack import Unpacked
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _COPY: Final = 1 << 20
 
 
-def fix(
-    root: str,
-    lower: MergedView,
-    implied: Iterable[bytes],
-    missing_links: Iterable[tuple[bytes, bytes]],
-) -> None:
+def fix(root: str, lower: MergedView, unpacked: Unpacked) -> None:
     """Completes the layer in `root` from those below it, which must be complete themselves.
-
-    Args:
-        implied, missing_links: as `LayerWriter` noted them.
 
     Raises:
         UnpackError: a hard link's target is in no layer.
     """
     root_fd = os.open(root, _DIRECTORY)
     try:
-        for path in implied:
+        for path in unpacked.whiteouts:
+            _fix_whiteout(root_fd, lower, path)
+        for path in unpacked.implied:
             _fix_directory(root_fd, lower, path)
         copies: dict[bytes, bytes] = {}
-        for path, target in missing_links:
+        for path, target in unpacked.missing_links:
             _fix_link(root_fd, lower, path, copies.get(target, target), copies)
             copies.setdefault(target, path)
     finally:
@@ -58,8 +54,28 @@ def _open(root_fd: int, path: bytes) -> int:
     )
 
 
+def _fix_whiteout(root_fd: int, lower: MergedView, path: bytes) -> None:
+    parent, _, name = path.rpartition(b"/")
+    try:
+        fd = _open(root_fd, parent)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # a later entry replaced it
+    try:
+        opaque = OPAQUE_XATTR in os.listxattr(fd)
+        if not opaque and lower.exact(path) is not None:
+            return
+        before = os.fstat(fd)
+        if is_whiteout(os.stat(name, dir_fd=fd, follow_symlinks=False)):
+            os.unlink(name, dir_fd=fd)
+            os.utime(fd, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    except FileNotFoundError:
+        return
+    finally:
+        os.close(fd)
+
+
 def _fix_directory(root_fd: int, lower: MergedView, path: bytes) -> None:
-    found = lower.find(path, follow=False)
+    found = lower.exact(path)
     if found is None:
         return
     status = os.lstat(found)

@@ -64,6 +64,15 @@ class MergedView:
                 return None if any(names) else found[0]
         return stack[-1][0] if stack[-1] else None
 
+    def exact(self, path: bytes) -> bytes | None:
+        """As `find`, but no symbolic link is followed anywhere: what overlayfs merges by name."""
+        found = self._roots
+        for name in path.split(b"/"):
+            found = _step(found, name)
+            if not found:
+                return None
+        return found[0]
+
     def read(self, path: bytes, limit: int) -> bytes | None:
         """A regular file's content; None where there is no such file.
 
@@ -95,7 +104,7 @@ def _step(directories: tuple[bytes, ...], name: bytes) -> tuple[bytes, ...]:
         path = directory + b"/" + name
         try:
             status = os.lstat(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         if is_whiteout(status):
             break

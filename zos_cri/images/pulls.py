@@ -80,8 +80,11 @@ class Holder(Protocol):
     async def add_names(self, image_id: str, names: tuple[str, ...]) -> Image:
         """Further names for an image."""
 
+    async def lease_all(self, key: object) -> dict[str, int]:
+        """Keeps all layers there are from being collected; answers their numbers by chain id."""
+
     def lease(self, key: object, what: frozenset[str]) -> None:
-        """Keeps chain ids and blobs' digests from being collected."""
+        """Changes the lease: keeps chain ids and blobs' digests from being collected."""
 
     async def end_lease(self, key: object, *, drop_partials: bool) -> None:
         """Ends it, and with `drop_partials` removes what of its blobs nobody names."""
@@ -151,7 +154,7 @@ class Pulls:
         return await running.wait(timeout)
 
     async def _make_flist(self, pull: _Pull, location: str) -> str:
-        job = FlistJob(**self._common(), ref=pull.key, location=location)
+        job = FlistJob(**await self._common(), ref=pull.key, location=location)
         _, ids = await staged(self._holder, job, pull.listener(self._holder, job.staging))
         return ids[0]
 
@@ -159,7 +162,7 @@ class Pulls:
         self, path: Path, on_progress: Callable[[PullProgress], None] | None
     ) -> tuple[str, ...]:
         """Takes in the images of an archive; answers their ids."""
-        job = LoadJob(**self._common(), path=str(path))
+        job = LoadJob(**await self._common(), path=str(path))
         pull = _Pull(str(path))
         listen = pull.listener(self._holder, job.staging)
 
@@ -171,13 +174,13 @@ class Pulls:
         _, ids = await staged(self._holder, job, on_event)
         return tuple(dict.fromkeys(ids))
 
-    def _common(self) -> dict[str, Any]:
-        """What all jobs are told."""
-        root = self._holder.layout.root
+    async def _common(self) -> dict[str, Any]:
+        """What all jobs are told. The lease that it begins is ended by `staged`."""
+        staging = str(self._holder.layout.ingest / f"job-{secrets.token_hex(8)}")
         return {
-            "root": str(root),
-            "staging": str(self._holder.layout.ingest / f"job-{secrets.token_hex(8)}"),
-            "layers": {c: layer.n for c, layer in list(self._holder.catalog.layers.items())},
+            "root": str(self._holder.layout.root),
+            "staging": staging,
+            "layers": await self._holder.lease_all(staging),
             "fetching": self._fetching,
         }
 
@@ -234,7 +237,7 @@ class Pulls:
         if parsed.digest and parsed.digest not in known:
             known = {}
         job = PullJob(
-            **self._common(),
+            **await self._common(),
             ref=ref,
             certs_dirs=self._certs_dirs,
             auth=auth,

@@ -312,15 +312,15 @@ class ImageStore(Core):
         image = self.find(ref)
         if image is None:
             return
-        leased = frozenset(what for lease in self._leases.values() for what in lease)
-        await self._write(self._remove, image.id, leased)
+        await self._write(self._remove, image.id)
         self._forget_files(image.id)
         self._background(self._sweep)
 
-    def _remove(self, image_id: str, leased: frozenset[str]) -> None:
-        archives = {blob.digest for blob in self.catalog.blobs_of(image_id)}
+    def _remove(self, image_id: str) -> None:
+        archives = frozenset(blob.digest for blob in self.catalog.blobs_of(image_id))
         self.catalog.remove_image(image_id)
-        sweep.drop_archives(self.catalog, self.layout, archives - leased)
+        self._drop_archives(archives)
+        self._collect(sweep.GRACE)
 
     def _forget_files(self, image_id: str) -> None:
         self._files = {key: value for key, value in self._files.items() if key[0] != image_id}

@@ -35,6 +35,7 @@ class Unpacked(msgspec.Struct, frozen=True):
     diff_id: str
     implied: tuple[bytes, ...]
     missing_links: tuple[tuple[bytes, bytes], ...]
+    whiteouts: tuple[bytes, ...]
 
 
 def unpack(
@@ -76,7 +77,10 @@ def unpack(
     finally:
         writer.close()
     return Unpacked(
-        f"sha256:{digest.hexdigest()}", tuple(writer.implied), tuple(writer.missing_links)
+        f"sha256:{digest.hexdigest()}",
+        tuple(writer.implied),
+        tuple(writer.missing_links),
+        tuple(writer.whiteouts),
     )
 
 
