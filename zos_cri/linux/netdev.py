@@ -36,10 +36,9 @@ def parse(text: str) -> tuple[Interface, ...]:
     found = []
     for line in text.splitlines()[2:]:
         name, _, rest = line.rpartition(":")
-        name = name.strip()
-        values = [int(value) for value in rest.split()]
+        name, values = name.strip(), rest.split()
         if name and name != "lo" and len(values) >= 12:
-            found.append(Interface(name, *values[0:4], *values[8:12]))
+            found.append(Interface(name, *map(int, values[0:4]), *map(int, values[8:12])))
     return tuple(found)
 
 

@@ -79,7 +79,9 @@ class Layers:
             self._wake.clear()
             await self.measure_due()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._interval)
+                # not wait_for: before Python 3.12 it loses a cancel that comes with the event
+                async with asyncio.timeout(self._interval):
+                    await self._wake.wait()
 
     async def measure_due(self) -> None:
         """Measures those whose time has come, and forgets those that are gone."""

@@ -292,7 +292,9 @@ class Sampler:
             if wait > 0:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                    # not wait_for: before Python 3.12 it loses a cancel that comes with the event
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
                 continue
             self._asked = False
             try:

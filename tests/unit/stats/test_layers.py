@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.fakes.stats import FakeLayers
+from zos_cri._pb import cri_pb2 as pb
+from zos_cri.errors import Internal, NotFound
+from zos_cri.images.model import Usage
+from zos_cri.stats import layers as module
+from zos_cri.stats.layers import Layers
+
+
+class Bench:
+    def __init__(self, interval: float = 3600) -> None:
+        self.containers: dict[str, bool] = {}
+        self.measure = FakeLayers()
+        self.layers = Layers(
+            lambda: dict(self.containers), self.measure, "/images", interval=interval
+        )
+
+    async def pass_(self) -> list[str]:
+        """What one pass measured."""
+        self.measure.measured.clear()
+        await self.layers.measure_due()
+        return list(self.measure.measured)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+async def test_each_is_measured_once_an_interval(bench: Bench) -> None:
+    bench.containers = {"a": True, "b": True}
+    assert await bench.pass_() == ["a", "b"]
+    assert await bench.pass_() == []
+    stats = pb.ContainerStats.FromString(bench.layers.encoded("a"))
+    assert (stats.writable_layer.used_bytes.value, bench.layers.used("a")) == (100, 100)
+    assert stats.writable_layer.fs_id.mountpoint == "/images"
+
+
+async def test_again_after_the_interval() -> None:
+    bench = Bench(interval=1e-9)
+    bench.containers = {"a": True}
+    await bench.pass_()
+    bench.measure.sizes["a"] = Usage(500, 7)
+    while not await bench.pass_():
+        await asyncio.sleep(0)
+    assert bench.layers.used("a") == 500
+
+
+async def test_one_that_takes_long_rests_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(interval=1e-9)
+    bench.containers = {"a": True}
+    monkeypatch.setattr(module, "REST", 1e12)
+    await bench.pass_()
+    assert await bench.pass_() == []
+
+
+async def test_what_is_not_written_to_is_measured_once() -> None:
+    bench = Bench(interval=1e-9)
+    bench.containers = {"a": False}
+    assert await bench.pass_() == ["a"]
+    assert await bench.pass_() == []
+
+
+async def test_a_start_and_an_end_are_reasons_to_measure(bench: Bench) -> None:
+    bench.containers = {"a": False}  # created
+    await bench.pass_()
+    bench.containers = {"a": True}
+    assert await bench.pass_() == ["a"]
+    assert await bench.pass_() == []
+    bench.containers = {"a": False}  # exited: what it wrote last counts
+    assert await bench.pass_() == ["a"]
+    assert await bench.pass_() == []
+
+
+async def test_one_that_is_removed_is_forgotten(bench: Bench) -> None:
+    bench.containers = {"a": True}
+    await bench.pass_()
+    bench.containers = {}
+    await bench.pass_()
+    assert bench.layers.encoded("a") == b""
+    assert bench.layers.used("a") == 0
+
+
+async def test_a_failure_is_one_containers_own(bench: Bench) -> None:
+    bench.containers = {"a": True, "b": True, "c": True}
+    bench.measure.errors = {"a": NotFound("gone"), "b": Internal("disk")}
+    assert await bench.pass_() == ["a", "b", "c"]
+    assert [bench.layers.used(i) for i in "abc"] == [0, 0, 100]
+
+
+async def test_it_runs_until_it_is_cancelled(bench: Bench) -> None:
+    task = asyncio.create_task(bench.layers.run())
+    bench.containers = {"a": True}
+    bench.layers.wake()
+    async with asyncio.timeout(10):
+        while not bench.layers.used("a"):
+            await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
