@@ -32,6 +32,7 @@ AMONG: Final = 5  # cycles while many pods run
 FILL_AT_ONCE: Final = 10
 MIB: Final = 1 << 20
 RSS_STEADY: Final = 64 << 10  # bytes that the idle server may still grow in a second
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 RSS_TIMEOUT: Final = 15.0
 
 
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> int:
     if options.mode == "report":
         return _report(options, load(Path(options.targets[0]).read_text()))
     _isolate(argv, options.targets)
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    for number in SIGNALS:
+        signal.signal(number, _exit_on_signal)
     with placed() as place:
         if options.mode == "rss":
             print(f"{idle_rss(place, options) / MIB:.1f}")
@@ -93,6 +95,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
+    # Not twice, as when a terminal and hack/netns both tell us: it would cut the cleaning up off.
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -134,6 +139,7 @@ def registry(certs_d: Path, *, needed: bool) -> Iterator[None]:
         [sys.executable, ROOT / "hack/images/serve", "--certs-d", certs_d],
         stdout=subprocess.PIPE,
         text=True,
+        process_group=0,  # signals to ours are for us: we end it when it isn't needed any more
     )
     try:
         assert serve.stdout is not None

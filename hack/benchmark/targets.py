@@ -116,6 +116,7 @@ class Started(Target):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                process_group=0,  # signals to ours are for us: the pods are removed before it ends
             )
         deadline = time.monotonic() + START_TIMEOUT
         while not self._serves():

@@ -296,20 +296,27 @@ def spread(threads: int, times: int, work: Callable[[int], object]) -> None:
     numbers = iter(range(times))
     lock = threading.Lock()
 
+    def take() -> int | None:
+        with lock:
+            return next(numbers, None)
+
     def loop() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
+        try:
+            while (number := take()) is not None:
                 work(number)
-            except BaseException:
-                with lock:
-                    for _ in numbers:
-                        pass
-                raise
+        except BaseException:
+            _use_up(take)
+            raise
 
     with ThreadPoolExecutor(threads) as pool:
-        for each in [pool.submit(loop) for _ in range(threads)]:
-            each.result()
+        try:
+            for each in [pool.submit(loop) for _ in range(threads)]:
+                each.result()
+        except BaseException:
+            _use_up(take)  # an interrupt reaches only this thread
+            raise
+
+
+def _use_up(take: Callable[[], int | None]) -> None:
+    while take() is not None:
+        pass
