@@ -61,12 +61,13 @@ async def test_other_keys_run_side_by_side():
 
 async def test_a_caller_that_leaves_ends_its_waiting_only():
     joins, operation = Joins[str](), Operation()
-    first, second = [await begun(joins, operation) for _ in range(2)]
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
+    first, joined, last = [await begun(joins, operation) for _ in range(3)]
+    for leaving in (first, joined):
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
     operation.release.set()
-    assert await second == "done"
+    assert await last == "done"
     assert operation.begun == operation.ended == 1
 
 
