@@ -6,6 +6,7 @@ root filesystem is a directory of ours with nothing but that binary, bound read-
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -56,6 +57,8 @@ class PodInits:
         self._containers = containers
         self._program = program
         self._directory = directory
+        self._making = asyncio.Lock()
+        self._roots: dict[tuple[str, int, int], Path] = {}  # by path, inode and mtime
         self._handlers = handlers
         self._host = host
 
@@ -66,7 +69,7 @@ class PodInits:
             FailedPrecondition: catatonit isn't installed.
             Error: it could not be started.
         """
-        root = await blocking.call(self._root)
+        root = await self._root()
         handler = self._handlers[meta.handler]
         root_uid, root_gid = userns.root_of(userns.of_pod(config))
         spec = sandbox_init_spec(
@@ -97,7 +100,7 @@ class PodInits:
         )
         await self._containers.start(meta.id)
 
-    def _root(self) -> Path:
+    async def _root(self) -> Path:
         """The root filesystem, made where it isn't there: one for each version of the binary."""
         found = shutil.which(self._program)
         if found is None:
@@ -105,11 +108,19 @@ class PodInits:
                 f'no "{self._program}" on this host: pods that share a pid namespace need it as'
                 " their init (Debian: apt install catatonit)"
             )
-        with Path(found).open("rb") as file:
+        seen = os.stat(found)
+        version = (found, seen.st_ino, seen.st_mtime_ns)
+        async with self._making:  # many pods at once may be the first
+            if version not in self._roots:
+                self._roots = {version: await blocking.call(self._make, found)}
+            return self._roots[version]
+
+    def _make(self, program: str) -> Path:
+        with Path(program).open("rb") as file:
             data = file.read(_LIMIT)
         root = self._directory / hashlib.sha256(data).hexdigest()[:16]
         if not root.exists():
-            staged = root.with_name(f".{root.name}.{os.getpid()}")
+            staged = root.with_name(f".{root.name}")
             shutil.rmtree(staged, ignore_errors=True)
             for mount_point in MOUNT_POINTS:
                 (staged / mount_point).mkdir(parents=True)
