@@ -169,13 +169,13 @@ runtime = "{runtime.runtime}"
     def cri(self) -> Iterator[Any]:
         """The stub of RuntimeService."""
         with self.channel() as channel:
-            yield cri_pb2_grpc.RuntimeServiceStub(channel)  # type: ignore[no-untyped-call]
+            yield cri_pb2_grpc.RuntimeServiceStub(channel)
 
     @contextmanager
     def module(self) -> Iterator[Any]:
         """The stub of zos.container.v1."""
         with self.channel() as channel:
-            yield container_pb2_grpc.ContainerModuleStub(channel)  # type: ignore[no-untyped-call]
+            yield container_pb2_grpc.ContainerModuleStub(channel)
 
     def crictl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
         """Runs crictl; its standard output."""

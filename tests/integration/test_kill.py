@@ -70,7 +70,7 @@ class Pod(threading.Thread):
         try:
             self._call("StartContainer", pb.StartContainerRequest(container_id=self.container))
         except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:  # type: ignore[attr-defined]
+            if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
             assert self.status().state in (pb.CONTAINER_RUNNING, pb.CONTAINER_EXITED)
 
@@ -87,7 +87,7 @@ class Pod(threading.Thread):
                     return getattr(cri, method)(request, timeout=60)
             except grpc.RpcError as error:
                 gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if error.code() not in gone or time.monotonic() > deadline:  # type: ignore[attr-defined]
+                if error.code() not in gone or time.monotonic() > deadline:
                     raise
             time.sleep(0.05)
 

@@ -219,7 +219,7 @@ def test_containers_vanish_while_they_are_listed(quick: Server) -> None:
 
         def keep_listing() -> None:
             nonlocal lists
-            stub = cri_pb2_grpc.RuntimeServiceStub(other)  # type: ignore[no-untyped-call]
+            stub = cri_pb2_grpc.RuntimeServiceStub(other)
             try:
                 while not ended.is_set():
                     assert stays in listed(stub)

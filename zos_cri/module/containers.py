@@ -135,26 +135,7 @@ class Containers:
         """
         if new.handler not in self._handlers:
             raise InvalidArgument(f'no runtime handler "{new.handler}" is configured')
-        meta = ContainerMeta(
-            id=new.id,
-            ns=new.ns,
-            name=new.name,
-            group=new.group,
-            handler=new.handler,
-            created_at=new.created_at or time.time_ns(),
-            bundle=str(self._bundle_dir / new.id),
-            cgroup=new.cgroup,
-            rootfs=new.rootfs,
-            stdio=new.stdio,
-            stop_signal=new.stop_signal,
-            stop_timeout=new.stop_timeout,
-            kill_all=new.kill_all,
-            root_uid=new.root_uid,
-            root_gid=new.root_gid,
-            tags=new.tags,
-            owner=new.owner,
-            extra=new.extra,
-        )
+        meta = new.meta(str(self._bundle_dir / new.id))
         await self._joins.run(f"create {meta.id}", b"", lambda: self._create(meta, new))
         return self.table.find(meta.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -45,6 +46,29 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     extra: bytes = b""
     created_at: int = 0  # ns since the epoch; 0 = now
+
+    def meta(self, bundle: str) -> ContainerMeta:
+        """What is remembered of it."""
+        return ContainerMeta(
+            id=self.id,
+            ns=self.ns,
+            name=self.name,
+            group=self.group,
+            handler=self.handler,
+            created_at=self.created_at or time.time_ns(),
+            bundle=bundle,
+            cgroup=self.cgroup,
+            rootfs=self.rootfs,
+            stdio=self.stdio,
+            stop_signal=self.stop_signal,
+            stop_timeout=self.stop_timeout,
+            kill_all=self.kill_all,
+            root_uid=self.root_uid,
+            root_gid=self.root_gid,
+            tags=self.tags,
+            owner=self.owner,
+            extra=self.extra,
+        )
 
 
 class Owner(Protocol):
