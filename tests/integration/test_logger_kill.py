@@ -130,6 +130,13 @@ async def gone(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def kill(client: LoggerClient, delay: float) -> None:
+    """Not right after an answer: by then it is at the same point of its work each time."""
+    pid = (await client.status()).pid
+    await asyncio.sleep(delay)
+    os.kill(pid, signal.SIGKILL)
+
+
 async def attach(client: LoggerClient, directory: Path, n: int) -> str:
     name = f"c{n}"
     for stream in ("stdout", "stderr"):
@@ -182,7 +189,7 @@ async def rotate_and_kill(
         assert time.monotonic() < deadline
         await asyncio.sleep(rng.uniform(0, 0.03))
         if killed < kills and rng.random() < 0.3:
-            os.kill((await client.status()).pid, signal.SIGKILL)
+            await kill(client, rng.uniform(0, 0.01))
             killed += 1
             continue
         name = rng.choice(names)
@@ -194,7 +201,7 @@ async def rotate_and_kill(
         rotated[name].append(aside)
         await client.reopen(name)
         if killed < kills and rng.random() < 0.2:
-            os.kill((await client.status()).pid, signal.SIGKILL)
+            await kill(client, 0)
             killed += 1
     assert [writer.wait() for writer in writers] == [0] * len(writers)
     again = 0
