@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from zos_cri.errors import DeadlineExceeded, Internal
-from zos_cri.images import trees
 from zos_cri.images.jobs import AnyEvent, AnyJob, Done, Failed, as_error
 from zos_cri.linux import spawn
 from zos_cri.log import get_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 _log = get_log(__name__)
 
@@ -52,40 +51,35 @@ class _Worker:
     process: spawn.Process
 
     def __init__(self) -> None:
+        self._link: socket.socket | None = None
         self._stack = contextlib.ExitStack()
         self._started = False
 
     async def start(self) -> None:
         stack = self._stack
         with contextlib.ExitStack() as theirs:
-            in_read, in_write = os.pipe2(os.O_CLOEXEC)
-            theirs.callback(os.close, in_read)
-            self._stdin = stack.enter_context(os.fdopen(in_write, "wb", buffering=0))
-            out_read, out_write = os.pipe2(os.O_CLOEXEC)
-            theirs.callback(os.close, out_write)
-            self._stdout = stack.enter_context(os.fdopen(out_read, "rb", buffering=0))
+            # A socket, for its owner is always clear: uvloop's pipes close their descriptor later
+            # than the file object that they were made of, when its number may be another's.
+            self._link, end = socket.socketpair()
+            theirs.callback(end.close)
             err = os.memfd_create("worker-stderr", os.MFD_CLOEXEC)
             self._stderr = stack.enter_context(os.fdopen(err, "rb", buffering=0))
             self.process = await spawn.start(
                 [sys.executable, "-P", "-m", "zos_cri.images.worker"],
                 env=_environment(),
-                stdin=in_read,
-                stdout=out_write,
+                stdin=end.fileno(),
+                stdout=end.fileno(),
                 stderr=err,
             )
             self._started = True
 
     async def converse(self, job: AnyJob, on_event: Callable[[AnyEvent], None] | None) -> Done:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=_MAX_LINE)
-        transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), self._stdout
-        )
-        self._stack.callback(transport.close)
-        writer, _ = await loop.connect_write_pipe(asyncio.Protocol, self._stdin)
+        link, self._link = self._link, None
+        reader, writer = await asyncio.open_connection(sock=link, limit=_MAX_LINE)
+        self._stack.callback(writer.close)
         writer.write(msgspec.json.encode(job))
         writer.write_eof()
-        while line := await reader.readline():
+        while line := await _line(reader):
             event = _DECODER.decode(line)
             if isinstance(event, Done):
                 return event
@@ -110,7 +104,17 @@ class _Worker:
                 except DeadlineExceeded:
                     _log.error("image worker is stuck in the kernel", pid=self.process.pid)
         finally:
+            if self._link is not None:
+                self._link.close()
             self._stack.close()
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; b"" at the end, also where it died before it had read its job."""
+    try:
+        return await reader.readline()
+    except ConnectionError:
+        return b""
 
 
 def _environment() -> dict[str, str]:
@@ -118,9 +122,3 @@ def _environment() -> dict[str, str]:
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.environ.get("PYTHONPATH", "")
     return {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{path}" if path else here}
-
-
-def remove_staging(path: Path) -> None:
-    """What a worker left, if it left anything."""
-    with contextlib.suppress(OSError):  # the next start finds it again
-        trees.remove(str(path))
