@@ -30,7 +30,10 @@ async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResp
         ),
         info=_info(services) if request.verbose else {},
         runtime_handlers=_handlers(services),
-        features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        features=pb.RuntimeFeatures(
+            supplemental_groups_policy=True,
+            user_namespaces_host_network=any(f.user_namespaces for f in services.features.values()),
+        ),
     )
 
 
