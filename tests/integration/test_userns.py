@@ -66,13 +66,18 @@ def says(cri: Any, container: str, script: str) -> str:
 def on_terminal(node: Server, container: str, script: str) -> list[str]:
     """The words that `crictl exec -it` shows on a terminal."""
     crictl = f"{TOOLS}/crictl --runtime-endpoint unix://{node.socket} exec -it {container}"
-    done = subprocess.run(
-        ["script", "-qec", f"{crictl} sh -c {shlex.quote(script)} 2>/dev/null", "/dev/null"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    silent, typed = os.pipe()  # nobody types, and the keyboard isn't taken away either
+    try:
+        done = subprocess.run(
+            ["script", "-qec", f"{crictl} sh -c {shlex.quote(script)} 2>/dev/null", "/dev/null"],
+            stdin=silent,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+    finally:
+        os.close(silent)
+        os.close(typed)
     assert done.returncode == 0, done
     return done.stdout.split()
 
