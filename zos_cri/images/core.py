@@ -178,13 +178,20 @@ class Core:
         """Changes a lease: keeps these chain ids and archives' digests from being collected."""
         self._leases[key] = what
 
-    async def end_lease(self, key: object, *, drop_partials: bool) -> None:
-        """Ends a lease; with `drop_partials` what was fetched under it alone goes at once."""
-        mine = self._leases.pop(key, frozenset())
-        if self.catalog.unused_layers():
-            self._background(self._sweep)
+    async def end_job(self, staging: str, *, drop_partials: bool) -> None:
+        """A worker is gone: its lease ends, and what it left in its staging directory goes.
+
+        With `drop_partials` what was fetched under the lease alone goes at once too.
+        """
+        await self._write(self._end_job, staging, drop_partials)
+        self._background(self._sweep)
+
+    def _end_job(self, staging: str, drop_partials: bool) -> None:
+        # In the writer's thread: a commit that the caller was cancelled in has ended by now.
+        mine = self._leases.pop(staging, frozenset())
+        sweep.discard(self.layout, Path(staging))
         if drop_partials:
-            await self._write(self._drop_archives, mine)
+            self._drop_archives(mine)
 
     def _collect(self, grace: float) -> GcReport:
         # In the writer's thread: no lease can begin between the look and the deed.

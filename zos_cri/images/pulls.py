@@ -86,8 +86,9 @@ class Holder(Protocol):
     def lease(self, key: object, what: frozenset[str]) -> None:
         """Changes the lease: keeps chain ids and blobs' digests from being collected."""
 
-    async def end_lease(self, key: object, *, drop_partials: bool) -> None:
-        """Ends it, and with `drop_partials` removes what of its blobs nobody names."""
+    async def end_job(self, staging: str, *, drop_partials: bool) -> None:
+        """Ends the lease, and removes the staging directory; with `drop_partials` also what of
+        the lease's archives nobody names."""
 
 
 class Pulls:
@@ -123,13 +124,20 @@ class Pulls:
         except reference.InvalidReference as error:
             raise InvalidArgument(str(error)) from error
         identity = (key, msgspec.json.encode(auth))
+        return await self._join(identity, timeout, lambda pull: self._run(pull, ref, auth))
+
+    async def _join(
+        self,
+        identity: tuple[str, bytes],
+        timeout: float | None,
+        work: Callable[[_Pull], Awaitable[str]],
+    ) -> str:
+        """Waits for the pull of that identity, which is begun where it isn't under way."""
         running = self._running.get(identity)
         if running is None or running.given_up:
-            pull = running = _Pull(key)
+            pull = running = _Pull(identity[0])
             self._running[identity] = pull
-            pull.task = asyncio.ensure_future(
-                self._reported(pull, lambda: self._run(pull, ref, auth))
-            )
+            pull.task = asyncio.ensure_future(self._reported(pull, lambda: work(pull)))
             pull.task.add_done_callback(lambda _: self._ended(identity, pull))
         return await running.wait(timeout)
 
@@ -141,48 +149,54 @@ class Pulls:
 
     async def flist(self, key: str, timeout: float | None) -> str:
         """Makes an image of an flist, or waits for who does. `key` is `flist:<path or URL>`."""
-        identity = (key, b"")
-        running = self._running.get(identity)
-        if running is None or running.given_up:
-            pull = running = _Pull(key)
-            self._running[identity] = pull
-            location = key.partition(":")[2]
-            pull.task = asyncio.ensure_future(
-                self._reported(pull, lambda: self._make_flist(pull, location))
-            )
-            pull.task.add_done_callback(lambda _: self._ended(identity, pull))
-        return await running.wait(timeout)
+        location = key.partition(":")[2]
+        return await self._join((key, b""), timeout, lambda pull: self._make_flist(pull, location))
 
     async def _make_flist(self, pull: _Pull, location: str) -> str:
-        job = FlistJob(**await self._common(), ref=pull.key, location=location)
-        _, ids = await staged(self._holder, job, pull.listener(self._holder, job.staging))
+        def make(common: dict[str, Any]) -> FlistJob:
+            return FlistJob(**common, ref=pull.key, location=location)
+
+        _, ids = await self._staged(pull, make)
         return ids[0]
 
     async def load(
         self, path: Path, on_progress: Callable[[PullProgress], None] | None
     ) -> tuple[str, ...]:
         """Takes in the images of an archive; answers their ids."""
-        job = LoadJob(**await self._common(), path=str(path))
-        pull = _Pull(str(path))
-        listen = pull.listener(self._holder, job.staging)
-
-        def on_event(event: AnyEvent) -> None:
-            listen(event)
-            if on_progress is not None and isinstance(event, Progress):
-                on_progress(pull.progress())
-
-        _, ids = await staged(self._holder, job, on_event)
+        pull = _Pull(str(path), on_progress)
+        _, ids = await self._staged(pull, lambda common: LoadJob(**common, path=str(path)))
         return tuple(dict.fromkeys(ids))
 
-    async def _common(self) -> dict[str, Any]:
-        """What all jobs are told. The lease that it begins is ended by `staged`."""
-        staging = str(self._holder.layout.ingest / f"job-{secrets.token_hex(8)}")
-        return {
-            "root": str(self._holder.layout.root),
-            "staging": staging,
-            "layers": await self._holder.lease_all(staging),
-            "fetching": self._fetching,
-        }
+    async def _staged(
+        self, pull: _Pull, make: Callable[[dict[str, Any]], AnyJob]
+    ) -> tuple[Done, tuple[str, ...]]:
+        """Runs a job with a staging directory of its own, and takes over what it made.
+
+        Whatever happens, the staging directory is gone afterwards. Where the caller is cancelled,
+        so is what was fetched for it alone.
+
+        Args:
+            make: from what all jobs are told, this job.
+        """
+        holder = self._holder
+        staging = holder.layout.ingest / f"job-{secrets.token_hex(8)}"
+        drop = False
+        try:
+            common = {
+                "root": str(holder.layout.root),
+                "staging": str(staging),
+                "layers": await holder.lease_all(str(staging)),
+                "fetching": self._fetching,
+            }
+            staging.mkdir(mode=0o700)
+            done = await workers.run(make(common), pull.listener(holder, str(staging)))
+            made = [(await holder.commit(image)).id for image in done.images]
+            return done, tuple(made)
+        except asyncio.CancelledError:
+            drop = True
+            raise
+        finally:
+            await asyncio.shield(holder.end_job(str(staging), drop_partials=drop))
 
     def progress(self, ref: str) -> PullProgress | None:
         """How far the pull of a reference is; None where none is under way."""
@@ -236,16 +250,19 @@ class Pulls:
         known = _known_digests(self._holder.catalog, parsed.name)
         if parsed.digest and parsed.digest not in known:
             known = {}
-        job = PullJob(
-            **await self._common(),
-            ref=ref,
-            certs_dirs=self._certs_dirs,
-            auth=auth,
-            known=tuple(known),
-            tokens={k: t for k, t in self._tokens.items() if t[1] > time.time()},
-        )
-        on_event = pull.listener(self._holder, job.staging)
-        done, image_ids = await staged(self._holder, job, on_event)
+        tokens = {k: t for k, t in self._tokens.items() if t[1] > time.time()}
+
+        def make(common: dict[str, Any]) -> PullJob:
+            return PullJob(
+                **common,
+                ref=ref,
+                certs_dirs=self._certs_dirs,
+                auth=auth,
+                known=tuple(known),
+                tokens=tokens,
+            )
+
+        done, image_ids = await self._staged(pull, make)
         self._tokens = done.tokens
         if done.unchanged:
             image_id = known[done.unchanged]
@@ -256,36 +273,12 @@ class Pulls:
         return image_ids[0]
 
 
-async def staged(
-    holder: Holder, job: AnyJob, on_event: Callable[[AnyEvent], None]
-) -> tuple[Done, tuple[str, ...]]:
-    """Runs a job with a staging directory of its own, and takes over what it made.
-
-    Whatever happens, the staging directory is gone afterwards. Where the caller is cancelled,
-    so is what was fetched for it alone.
-    """
-    loop = asyncio.get_running_loop()
-    path = holder.layout.ingest / job.staging.rpartition("/")[2]
-    path.mkdir(mode=0o700)
-    drop = False
-    try:
-        done = await workers.run(job, on_event)
-        made = [(await holder.commit(image)).id for image in done.images]
-        return done, tuple(made)
-    except asyncio.CancelledError:
-        drop = True
-        raise
-    finally:
-        remove = loop.run_in_executor(None, workers.remove_staging, path)
-        await asyncio.shield(remove)
-        await asyncio.shield(holder.end_lease(job.staging, drop_partials=drop))
-
-
 class _Pull:
     """One pull and those who wait for it."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, on_progress: Callable[[PullProgress], None] | None = None) -> None:
         self.key = key
+        self._on_progress = on_progress
         self.task: asyncio.Task[str] | None = None
         self.layers: tuple[LayerProgress, ...] = ()
         self._began = time.monotonic()
@@ -300,6 +293,8 @@ class _Pull:
                 holder.lease(lease, frozenset((*event.chain_ids, *event.blobs)))
             elif isinstance(event, Progress):
                 self.layers = event.layers
+                if self._on_progress is not None:
+                    self._on_progress(self.progress())
 
         return on_event
 

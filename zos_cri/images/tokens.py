@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MAX_TOKEN: Final = 1 << 20  # a token server's whole answer
 # The token specification: a token without `expires_in` lives 60 s.
 _DEFAULT_LIFE: Final = 60.0
+_ATTEMPTS: Final = 3
 _MARGIN: Final = 5.0  # a token this near its end isn't used any more
 _DOCKER_HUB: Final = {"docker.io", "index.docker.io", "registry-1.docker.io"}
 
@@ -106,21 +107,20 @@ class Authenticator:
             TransferError: no answer, or no token to be had.
         """
         given = dict(headers or {})
-        authorization = self._known(scope)
-        response = self._send(method, path, given, authorization)
-        if response.status != 401:
-            return response
-        challenges = wwwauth.parse(response.headers.get("WWW-Authenticate", ""))
-        said = response.error_text()
-        response.close()
-        with self._lock:  # one thread fetches the token, the others find it
-            header = self._answer(challenges, scope, refused=authorization)
-        if header is not None:
-            response = self._send(method, path, given, header)
+        authorization: str | None = self._known(scope)
+        said = ""
+        # Without any, with a cached token that may have ended, with a new one.
+        for _ in range(_ATTEMPTS):
+            response = self._send(method, path, given, authorization or "")
             if response.status != 401:
                 return response
+            challenges = wwwauth.parse(response.headers.get("WWW-Authenticate", ""))
             said = response.error_text() or said
             response.close()
+            with self._lock:  # one thread fetches the token, the others find it
+                authorization = self._answer(challenges, scope, refused=authorization or "")
+            if authorization is None:
+                break
         raise TransferError(_with("401: " + self._why_not(challenges), said), status=401)
 
     def _send(
