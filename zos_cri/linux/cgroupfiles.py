@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 _CHUNK: Final = 16384  # bytes; the largest file, memory.stat, has 2 KiB
 _GONE: Final = (errno.ENODEV, errno.EOPNOTSUPP)
 
-# What every reading takes. Only these are worth a descriptor.
+# What every reading takes. Only these are worth a descriptor. Not cgroup.procs: version 1 lists
+# the processes once for an open file, and keeps the list until nobody has read it for a second.
 _KEPT: Final = frozenset(
     {
-        "cgroup.procs",
         "cpu.pressure",
         "cpu.stat",
         "cpuacct.usage",

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import resource
 import secrets
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,24 @@ def group() -> Iterator[str]:
     for directory in cgroups.paths(path).directories:
         if os.path.isdir(directory):
             os.rmdir(directory)
+
+
+@pytest.mark.root
+def test_processes_that_come_are_seen_at_once(group: str) -> None:
+    where = Cgroups().paths(group)
+    reader = CgroupReader(where, Budget(100))
+    sleepers = []
+    try:
+        for count in (1, 2, 3):
+            sleepers.append(subprocess.Popen(["sleep", "60"]))
+            for directory in where.directories:
+                Path(directory, "cgroup.procs").write_text(str(sleepers[-1].pid))
+            assert (reader.processes(), reader.read().pids) == (count, count)
+    finally:
+        for sleeper in sleepers:
+            sleeper.kill()
+            sleeper.wait()
+        reader.close()
 
 
 @pytest.mark.root
