@@ -38,7 +38,7 @@ from zos_cri.cri.services import Services
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
 from zos_cri.cri.streams import Streams
 from zos_cri.cri.views import Views
-from zos_cri.errors import FailedPrecondition, InvalidArgument
+from zos_cri.errors import Error, FailedPrecondition, InvalidArgument, one_line
 from zos_cri.host import host_facts
 from zos_cri.images.service import ImageService
 from zos_cri.images.store import ImageStore
@@ -244,6 +244,9 @@ class App:
         views = Views()
         logger = LoggerClient(self._run / "logger.sock", state_dir=self._run / "logger")
         self._undo.push_async_callback(logger.aclose)
+        # Beside what follows: the first log needs it, and where one died containers wait for it.
+        waking = asyncio.create_task(_wake(logger))
+        self._undo.callback(waking.cancel)
         output = Output(
             logger=logger,
             directory=self._run / "fifo",
@@ -421,6 +424,13 @@ class App:
             "handler",
             lambda: _count(shim.handler.name for shim in list(shims.shims.values())),
         )
+
+
+async def _wake(logger: LoggerClient) -> None:
+    try:
+        await logger.ensure()
+    except Error as error:
+        _log.error("no logger", error=one_line(error))
 
 
 async def _shim_lost(

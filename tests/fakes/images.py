@@ -71,9 +71,10 @@ class FakeOutput:
 
         return Stdio(stdout=f"/fifo/{id_}/stdout", terminal=terminal)
 
-    async def attach(self, meta: object, *, log_path: str) -> None:
+    async def attach(self, meta: object, *, log_path: str, log_root: str) -> None:
         if "attach" in self.failures:
             raise self.failures["attach"]
+        assert not log_path or log_path.startswith(f"{log_root}/")
         self.attached[meta.id] = log_path  # type: ignore[attr-defined]
 
     async def finish(self, id_: str) -> None:

@@ -267,9 +267,13 @@ class Creation:
     async def starting(self, record: ContainerRecord) -> None:
         """Opens the container's streams: the shim would block on FIFOs that nobody reads."""
         # Asked again now that the start is recorded: who stops the pod waits for it from here on.
-        self._sandboxes.ready(record.meta.ns)
+        sandbox = self._sandboxes.ready(record.meta.ns).meta
         extra, _ = self._views.parts(record)
-        await self._output.attach(record.meta, log_path=extra.log_path)
+        await self._output.attach(
+            record.meta,
+            log_path=extra.log_path,
+            log_root=self._views.config(sandbox).log_directory if extra.log_path else "",
+        )
 
     async def start_undone(self, record: ContainerRecord) -> None:
         """The root filesystem was mounted once: it is made fit to be mounted again."""

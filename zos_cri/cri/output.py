@@ -50,8 +50,11 @@ class Output:
             terminal=terminal,
         )
 
-    async def attach(self, meta: ContainerMeta, *, log_path: str) -> None:
+    async def attach(self, meta: ContainerMeta, *, log_path: str, log_root: str) -> None:
         """Makes the FIFOs, and has the logger read them into `log_path` ("" = drop the output).
+
+        Args:
+            log_root: what the path may not leave, not by symbolic links either.
 
         Raises:
             Error: the logger can't be had, or the log file can't be opened.
@@ -60,6 +63,7 @@ class Output:
         await self._logger.attach(
             meta.id,
             log_path=log_path,
+            log_root=log_root,
             stdout_fifo=meta.stdio.stdout,
             stderr_fifo=meta.stdio.stderr,
             max_line=self._max_line,
