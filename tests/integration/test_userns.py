@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +15,11 @@ import grpc
 import pytest
 
 from tests.conftest import TOOLS
+from tests.fakes import tars
 from tests.integration.server import DEBIAN, UPSTREAM, Server, serving
 from tests.integration.test_crictl import wait_for
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.linux.mount import mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,6 +210,55 @@ def test_volumes_with_and_without_mappings(node: Server, tmp_path: Path) -> None
         assert owner(volume / "new") == (1000, 1000)
     node.remove_pods()
     assert node.leftovers() == []
+
+
+def archive(path: Path, layers: list[bytes]) -> None:
+    """A Docker archive of one image named many:1."""
+    digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
+    config = json.dumps(
+        {
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},
+        }
+    ).encode()
+    entry = {"Config": "config.json", "RepoTags": ["many:1"], "Layers": digests}
+    files = [
+        (b"config.json", config),
+        (b"manifest.json", json.dumps([entry]).encode()),
+        *((digest.encode(), layer) for digest, layer in zip(digests, layers, strict=True)),
+    ]
+    path.write_bytes(b"".join(tars.file(*file) for file in files) + tars.end())
+
+
+def test_an_image_of_many_layers_in_pods_with_other_ids(node: Server, tmp_path: Path) -> None:
+    """More layers than a page of mount options names; who owns what is as in the image."""
+    busybox = Path("/bin/busybox").read_bytes()
+    first = tars.directory(b"bin") + tars.file(b"bin/busybox", busybox, mode=0o755)
+    for name in (b"sh", b"sleep", b"stat", b"id", b"touch"):
+        first += tars.symlink(b"bin/" + name, b"busybox")
+    first += tars.directory(b"home", uid=1000, gid=100, mode=0o700) + tars.directory(b"n")
+    first += tars.file(b"far", b"x", uid=70000, gid=70000)
+    layers = [first + tars.end()]
+    layers += [tars.file(b"n/%d" % n, b"x", uid=n, gid=n) + tars.end() for n in range(150)]
+    archive(tmp_path / "many.tar", layers)
+    loaded = node.cli("load", "-i", str(tmp_path / "many.tar"))
+    assert loaded.returncode == 0, loaded
+    with node.cri() as cri:
+        for first_id in (FIRST, 400000):
+            pod = run_pod(cri, with_userns(node.pod(f"p{first_id}"), first=first_id))
+            container = node.run_container(cri, pod, image=pb.ImageSpec(image="many:1"))
+            assert says(cri, container, "stat -c %u:%g / /home /n/0 /n/149 /far").split() == [
+                *("0:0", "1000:100", "0:0", "149:149", "65534:65534")
+            ]
+            says(cri, container, "touch /home/new /n/149 && ! touch /far")
+            root = f"/proc/{pid_of(cri, container)}/root"
+            assert owner(f"{root}/home/new") == (first_id, first_id)
+            assert owner(f"{root}/n/149") == (first_id + 149, first_id + 149)
+    node.remove_pods()
+    assert node.leftovers() == []
+    assert not [m.target for m in mounts_below(tempfile.gettempdir()) if "idmapped" in m.target]
 
 
 def test_the_pods_files_devices_and_shared_memory(node: Server) -> None:

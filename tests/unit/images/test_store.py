@@ -9,6 +9,8 @@ import pytest
 from zos_cri.errors import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from zos_cri.images import builtin
 from zos_cri.images.store import ImageStore
+from zos_cri.linux.idmap import IdMappings
+from zos_cri.linux.namespaces import IdMap
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -173,3 +175,17 @@ async def test_a_missing_busybox_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="install busybox-static"):
         await store.ensure_builtin()
     await store.aclose()
+
+
+async def test_a_root_filesystem_of_a_user_namespace(store: ImageStore) -> None:
+    """The layers are mapped by the mount; the upper directory has the host's ids itself."""
+    image = await store.ensure_builtin()
+    ids = IdMappings(uids=(IdMap(0, 300000, 65536),), gids=(IdMap(0, 400000, 65536),))
+    (mount,) = await store.prepare_rootfs(image.id, CONTAINER, id_mappings=ids)
+    assert {"uidmap=0:300000:65536", "gidmap=0:400000:65536", "index=off"} <= {*mount.options}
+    options = dict(o.split("=", 1) for o in mount.options if "=" in o)
+    upper = os.stat(options["upperdir"])
+    assert (upper.st_uid, upper.st_gid) == (300000, 400000)
+    assert upper.st_mode == os.stat(options["lowerdir"].split(":")[0]).st_mode
+    (other,) = await store.prepare_rootfs(image.id, "d0" * 32)
+    assert not [o for o in other.options if o.startswith(("uidmap", "gidmap"))]
