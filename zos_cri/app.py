@@ -234,6 +234,7 @@ class App:
         known = handlers(config)
         features = {name: await core.shims.features(handler) for name, handler in known.items()}
         settings = handler_settings(config, features)
+        told = handler_features(features)
         network = Network(
             conf_dir=config.cni.conf_dir,
             bin_dirs=config.cni.bin_dirs,
@@ -269,7 +270,7 @@ class App:
             ),
             directory=self._run / "sandboxes",
             metrics=core.metrics,
-            user_namespaces={name for name, s in settings.items() if s.id_mapped_mounts},
+            user_namespaces={name for name, feature in told.items() if feature.user_namespaces},
         )
         self._undo.push_async_callback(sandboxes.settle)
         creation = Creation(
@@ -303,7 +304,7 @@ class App:
             output=output,
             images=core.images,
             network=network,
-            features=handler_features(features),
+            features=told,
             host=core.host,
             streaming=streaming,
             stats=self._statistics(core, sandboxes, views),

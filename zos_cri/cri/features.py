@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import re
+from typing import TYPE_CHECKING, Final
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.oci.container import HandlerSettings
@@ -14,13 +16,22 @@ if TYPE_CHECKING:
     from zos_cri.shim.launch import Features
 
 
+_MAPPED_LAYERS: Final = (5, 19)  # the first Linux with overlays of id-mapped layers
+
+
 def handler_features(
-    features: Mapping[str, Features | None],
+    features: Mapping[str, Features | None], *, release: str = os.uname().release
 ) -> dict[str, pb.RuntimeHandlerFeatures]:
-    """The features that Status tells, by handler; a shim that tells nothing has none."""
+    """The features that Status tells, by handler; a shim that tells nothing has none.
+
+    Args:
+        release: the kernel's, as uname(2) has it.
+    """
+    able = _maps_layers(release)
     return {
         name: pb.RuntimeHandlerFeatures(
-            recursive_read_only_mounts=_recursive(found), user_namespaces=_id_mapped(found)
+            recursive_read_only_mounts=_recursive(found),
+            user_namespaces=able and _id_mapped(found),
         )
         for name, found in features.items()
     }
@@ -39,6 +50,11 @@ def handler_settings(
         )
         for name, handler in config.handlers.items()
     }
+
+
+def _maps_layers(release: str) -> bool:
+    version = re.match(r"(\d+)\.(\d+)", release)
+    return version is not None and (int(version[1]), int(version[2])) >= _MAPPED_LAYERS
 
 
 def _recursive(features: Features | None) -> bool:

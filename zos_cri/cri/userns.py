@@ -32,7 +32,7 @@ def check(plan: PodPlan, handler: str, able: Container[str]) -> None:
         raise InvalidArgument(
             "linux.security_context.namespace_options.userns_options: the runtime handler"
             f' "{handler}" has no user namespaces: its shim and runtime must know id-mapped mounts'
-            " (containerd 2.0, runc 1.2 or later)"
+            " (containerd 2.0, runc 1.2 or later), and the kernel overlays of them (Linux 5.19)"
         )
 
 

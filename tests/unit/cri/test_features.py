@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from zos_cri.config import Config
+from zos_cri.cri.features import handler_features, handler_settings
+from zos_cri.shim.launch import Features
+
+ALL = Features(
+    oci={
+        "mountOptions": ["ro", "rro"],
+        "linux": {"mountExtensions": {"idmap": {"enabled": True}}},
+    }
+)
+
+
+def test_what_the_runtime_says_it_can():
+    told = handler_features({"new": ALL, "old": None}, release="6.1.0-13-amd64")
+    assert (told["new"].recursive_read_only_mounts, told["new"].user_namespaces) == (True, True)
+    assert (told["old"].recursive_read_only_mounts, told["old"].user_namespaces) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("release", "able"),
+    [("5.15.0-91-generic", False), ("5.19.0", True), ("10.0-rc1", True), ("odd", False)],
+)
+def test_layers_are_id_mapped_by_newer_kernels_only(release, able):
+    assert handler_features({"": ALL}, release=release)[""].user_namespaces is able
+
+
+@pytest.mark.parametrize(
+    "oci",
+    [
+        {},
+        {"linux": None},
+        {"linux": {"mountExtensions": []}},
+        {"linux": {"mountExtensions": {"idmap": {"enabled": "yes"}}}},
+        {"mountOptions": "rro"},
+    ],
+)
+def test_nothing_is_taken_for_granted(oci):
+    told = handler_features({"": Features(oci=oci)}, release="6.1.0")[""]
+    assert not told.recursive_read_only_mounts
+    assert not told.user_namespaces
+
+
+def test_specs_depend_on_the_same():
+    config = Config()
+    name = next(iter(config.handlers))
+    settings = handler_settings(config, {name: ALL})[name]
+    assert settings.recursive_read_only
+    assert settings.id_mapped_mounts
