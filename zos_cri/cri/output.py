@@ -80,6 +80,14 @@ class Output:
         reader = await self._logger.tap(id_, stdout="stdout" in streams, stderr="stderr" in streams)
         return reader.detach()
 
+    async def logger_pid(self) -> int:
+        """Which logger there is.
+
+        Raises:
+            Error: it can't be had.
+        """
+        return (await self._logger.status()).pid
+
     async def reopen(self, id_: str) -> None:
         """Makes the logger open a container's log file anew, at the next line.
 

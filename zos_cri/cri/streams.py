@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from zos_cri.cri.taps import Taps
+from zos_cri.errors import NotFound
 from zos_cri.linux import blocking
 from zos_cri.oci import process
 from zos_cri.streaming.dial import dial
@@ -63,7 +67,9 @@ class Streams:
             request.container_id, of, streams=streams, terminal=request.tty
         )
         return PipeProcess(
-            stdin=FdWriter(exec_.take("stdin")) if request.stdin else None,
+            stdin=(
+                FdWriter(exec_.take("stdin"), exec_.take("stdin_guard")) if request.stdin else None
+            ),
             stdout=FdReader(exec_.take("stdout")) if wanted["stdout"] else None,
             stderr=FdReader(exec_.take("stderr")) if wanted["stderr"] else None,
             wait=exec_.wait,
@@ -89,12 +95,14 @@ class Streams:
             "stdout": request.stdout or request.tty,
             "stderr": request.stderr and not meta.stdio.terminal,
         }
-        taps = await self._output.tap(meta.id, [name for name, on in outputs.items() if on])
+        # A terminal's input can't be ended and begun again.
+        once = with_stdin and config.stdin_once and not meta.stdio.terminal
+        taps = Taps(self._output, meta.id, [name for name, on in outputs.items() if on])
+        await taps.open()
         try:
             stdin = await blocking.call(_open_stdin, meta.stdio.stdin) if with_stdin else -1
         except BaseException:
-            for descriptor in taps.values():
-                os.close(descriptor)
+            taps.close()
             raise
 
         async def wait() -> int:
@@ -104,19 +112,26 @@ class Streams:
             return ended.status.exit_code if ended is not None else 0
 
         async def end_stdin() -> None:
-            await shim.task.close_io(meta.id)
+            with contextlib.suppress(NotFound):  # the container has ended
+                await shim.task.close_io(meta.id)
+
+        async def release() -> None:
+            taps.close()
+            if once:  # a client that was killed has not said that it sends no more
+                await end_stdin()
 
         async def resize(width: int, height: int) -> None:
             await shim.task.resize_pty(meta.id, width=width, height=height)
 
         return PipeProcess(
             stdin=FdWriter(stdin) if stdin >= 0 else None,
-            stdout=FdReader(taps["stdout"]) if "stdout" in taps else None,
-            stderr=FdReader(taps["stderr"]) if "stderr" in taps else None,
+            stdout=taps.reader("stdout"),
+            stderr=taps.reader("stderr"),
             wait=wait,
             resize=resize,
             on_stdin_closed=end_stdin,
-            keep_stdin=not config.stdin_once,
+            keep_stdin=not once,
+            release=release,
         )
 
     async def port_forward(self, pod_id: str, port: int) -> Connection:
@@ -131,5 +146,10 @@ class Streams:
 
 
 def _open_stdin(path: str) -> int:
-    # Both ways: a writer alone can't be opened while the shim hasn't come to open its end.
-    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    """The writing end of a running container's input; -1 where it has been closed."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return -1

@@ -15,6 +15,7 @@ from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.module.types import ExecResult
 from zos_cri.shim import bundle as bundles
+from zos_cri.streaming.pipes import open_read_end, open_write_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,21 +29,33 @@ _log = get_log(__name__)
 OUTPUT_LIMIT: Final = 16 << 20  # bytes a stream: what a kubelet takes in one gRPC message
 EXEC_TIMEOUT: Final = 60.0  # the runtime's own exec takes 20 ms; a frozen container never ends it
 KILL_TIMEOUT: Final = 10.0  # from SIGKILL to the exit
+DELETE_TIMEOUT: Final = 15.0  # the shim itself waits up to 10 s for the output's end
+DELETE_PATIENCE: Final = 0.5  # takes 1 ms, unless a child keeps the output open
 _CHUNK: Final = 1 << 16  # a pipe's default size
 
 
 class Exec:
     """One process in a container. Its owner calls `aclose`, whatever happened."""
 
-    def __init__(self, *, container: str, directory: Path, shim: Shim) -> None:
+    def __init__(
+        self,
+        *,
+        container: str,
+        directory: Path,
+        shim: Shim,
+        behind: set[asyncio.Task[None]],
+    ) -> None:
+        """`behind` holds what goes on after `aclose`."""
         self.container = container
         self.id = directory.name
         self.pid = 0
         self.stdin = -1  # descriptors of ours: FIFOs, non-blocking; -1 = not asked for
+        self.stdin_guard = -1  # see `open_write_end`
         self.stdout = -1
         self.stderr = -1
         self._directory = directory
         self._shim = shim
+        self._behind = behind
         self._starting: asyncio.Task[int] | None = None
         self._wait: asyncio.Task[int] | None = None
 
@@ -87,9 +100,10 @@ class Exec:
         for name in streams:
             paths[name] = str(self._directory / name)
             os.mkfifo(paths[name], 0o600)
-            # A writer alone can't be opened while nobody reads (ENXIO): so stdin both ways.
-            flags = os.O_RDWR if name == "stdin" else os.O_RDONLY
-            setattr(self, name, os.open(paths[name], flags | os.O_NONBLOCK | os.O_CLOEXEC))
+            if name == "stdin":
+                self.stdin, self.stdin_guard = open_write_end(paths[name])
+            else:
+                setattr(self, name, open_read_end(paths[name]))
         return paths
 
     async def _wait_for_exit(self) -> int:
@@ -140,13 +154,19 @@ class Exec:
                 _log.warning("exec outlived SIGKILL", container=self.container, exec=self.id)
             elif not self._wait.cancelled():
                 self._wait.exception()
-        for name in ("stdin", "stdout", "stderr"):
-            descriptor = getattr(self, name)
+        for name in ("stdin", "stdin_guard", "stdout", "stderr"):
+            descriptor = self.take(name)
             if descriptor >= 0:
                 os.close(descriptor)
-                setattr(self, name, -1)
+        deletion = asyncio.create_task(self._delete(), name=f"delete exec {self.id}")
+        self._behind.add(deletion)
+        deletion.add_done_callback(self._behind.discard)
+        # The shim holds its answer back while a child keeps the output open: nobody else need wait.
+        await asyncio.wait((deletion,), timeout=DELETE_PATIENCE)
+
+    async def _delete(self) -> None:
         try:
-            await self._shim.task.delete(self.container, self.id)
+            await self._shim.task.delete(self.container, self.id, timeout=DELETE_TIMEOUT)
         except NotFound:
             pass
         except Error as error:
@@ -189,6 +209,7 @@ class Execs:
         self._directory = directory
         self._metrics = metrics
         self._drain_timeout = drain_timeout
+        self._behind: set[asyncio.Task[None]] = set()
 
     async def recover(self) -> None:
         """Ends the execs of an earlier server: nobody reads what they write any more."""
@@ -230,6 +251,7 @@ class Execs:
             container=record.meta.id,
             directory=self._directory / record.meta.id / secrets.token_hex(16),
             shim=shim,
+            behind=self._behind,
         )
         try:
             with self._metrics.stage("exec", "start"):

@@ -6,11 +6,14 @@ so a slow client slows the process and nothing grows.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import errno
+import fcntl
 import os
 import select
-from typing import TYPE_CHECKING, Final
+import termios
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -36,6 +39,18 @@ def open_write_end(path: str) -> tuple[int, int]:
     except OSError:
         os.close(guard)
         raise
+
+
+class Reader(Protocol):
+    """An output of a process."""
+
+    async def read(self, limit: int) -> bytes:
+        """1 to `limit` bytes; b"" at the end, and after `close`."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent."""
+        ...
 
 
 class FdReader:
@@ -93,12 +108,17 @@ class FdReader:
 
 
 class FdWriter:
-    """Writes a pipe. Owns the descriptor and its guard."""
+    """Writes a pipe. Owns the descriptor and its guard.
+
+    The guard goes as soon as something has been read: then the reader has surely opened its end,
+    and if it has closed it again since, who writes must be told rather than wait for ever.
+    """
 
     def __init__(self, fd: int, guard: int = -1) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
         self._guard = guard
+        self._guarded = 0  # bytes written while the guard was there
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -113,9 +133,15 @@ class FdWriter:
             if self._fd < 0:
                 raise BrokenPipeError(errno.EPIPE, "the pipe is closed")
             try:
-                view = view[os.write(self._fd, view) :]
+                written = os.write(self._fd, view)
             except BlockingIOError:
+                if self._guard >= 0 and _unread(self._guard) < self._guarded:
+                    self.reader_opened()
                 await self._writable()
+            else:
+                view = view[written:]
+                if self._guard >= 0:
+                    self._guarded += written
 
     def reader_opened(self) -> None:
         """The process has its end: from now on its closing is noticed."""
@@ -143,6 +169,13 @@ class FdWriter:
                 self._loop.remove_writer(self._fd)
 
 
+def _unread(fd: int) -> int:
+    """How many bytes a pipe holds."""
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]
+
+
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
@@ -155,8 +188,8 @@ class PipeProcess:
         self,
         *,
         stdin: FdWriter | None = None,
-        stdout: FdReader | None = None,
-        stderr: FdReader | None = None,
+        stdout: Reader | None = None,
+        stderr: Reader | None = None,
         wait: Callable[[], Awaitable[int]],
         resize: Callable[[int, int], Awaitable[None]] | None = None,
         on_stdin_closed: Callable[[], Awaitable[None]] | None = None,
@@ -210,11 +243,11 @@ class PipeProcess:
             await self._release()
 
 
-async def _read(reader: FdReader | None, limit: int) -> bytes:
+async def _read(reader: Reader | None, limit: int) -> bytes:
     return b"" if reader is None else await reader.read(limit)
 
 
-def close_all(ends: Iterable[FdReader | FdWriter | None]) -> None:
+def close_all(ends: Iterable[Reader | FdWriter | None]) -> None:
     """Closes those that are there."""
     for end in ends:
         if end is not None:
