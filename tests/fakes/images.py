@@ -47,6 +47,13 @@ class FakeImages:
         self.id_mappings[container_id] = id_mappings
         return (Mount(type="overlay", source="overlay", options=("lowerdir=/x",)),)
 
+    async def prepare_volumes(
+        self, image_id: str, container_id: str, targets: Sequence[str]
+    ) -> dict[str, str]:
+        self._enter("prepare_volumes")
+        assert self.rootfs[container_id] == image_id
+        return {target: f"/volumes{target}" for target in targets}
+
     async def release_rootfs(self, container_id: str) -> None:
         self._enter("release_rootfs")
         self.rootfs.pop(container_id, None)

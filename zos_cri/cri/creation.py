@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path, PurePosixPath
@@ -139,8 +140,12 @@ class Creation:
             with self._metrics.stage("create_container", "rootfs"):
                 rootfs = await self._images.prepare_rootfs(image.id, id_, id_mappings=id_mappings)
                 undo.push_async_callback(self._images.release_rootfs, id_)
+            with self._metrics.stage("create_container", "volumes"):
+                volumes = await self._images.prepare_volumes(
+                    image.id, id_, image_volumes(config, image)
+                )
             spec = container_spec(
-                inputs,
+                msgspec.structs.replace(inputs, extra_mounts=_volume_mounts(volumes)),
                 sandbox=pod_config,
                 config=config,
                 image=image.config,
@@ -309,6 +314,26 @@ def log_file(directory: str, path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise InvalidArgument(f'log_path: "{path}" leads out of {directory}')
     return str(Path(directory, path))
+
+
+def image_volumes(config: pb.ContainerConfig, image: Image) -> tuple[str, ...]:
+    """The paths of the image's VOLUMEs, but those that the configuration mounts something at."""
+    given = {_normal(mount.container_path) for mount in config.mounts}
+    named = dict.fromkeys(_normal(path) for path in image.config.volumes)
+    return tuple(path for path in named if path not in given)
+
+
+def _normal(path: str) -> str:
+    """An image may name its volumes as `data/` or `/data/.`."""
+    return posixpath.join("/", posixpath.normpath(f"/{path}").lstrip("/"))
+
+
+def _volume_mounts(volumes: Mapping[str, str]) -> tuple[mounts.BindMount, ...]:
+    return tuple(
+        # Its files have the image's owners, as the root filesystem's have.
+        mounts.BindMount(source=source, target=target, id_mapped=True)
+        for target, source in volumes.items()
+    )
 
 
 def _private_pid(spec: Mapping[str, Any]) -> bool:

@@ -3,7 +3,8 @@
     images.db              the catalogue
     blobs/<algorithm>/<hex>  layers' archives as the registry serves them
     l/<n>/                 unpacked layers; short names, so that many fit into a mount's options
-    containers/<id>/       fs/ and work/: one container's overlay upper and work directories
+    containers/<id>/       fs/ and work/: one container's overlay upper and work directories;
+                           volumes/: its copies of what the image has in its VOLUMEs
     blocks/                flists' blocks
     ingest/                what workers are about; nothing in it is ever listed or mounted
     trash/                 on its way out
@@ -13,7 +14,6 @@ Whatever the catalogue doesn't name is garbage and is found by listing these dir
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -58,12 +58,3 @@ class Layout:
 
     def container(self, container_id: str) -> Path:
         return self.containers / container_id
-
-
-def sync_directory(path: Path) -> None:
-    """Puts a directory's entries on disk, after a rename into it."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

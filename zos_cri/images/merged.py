@@ -35,6 +35,11 @@ class MergedView:
         For a directory that several layers have it is the uppermost one's. With `follow`, a
         symbolic link at the end is followed too.
         """
+        found = self.resolve(path, follow=follow)
+        return found[0] if found else None
+
+    def resolve(self, path: bytes, *, follow: bool = True) -> tuple[bytes, ...]:
+        """As `find`, but all directories that are merged there, the uppermost first; or nothing."""
         stack = [self._roots]
         names = deque(path.split(b"/"))
         links = 0
@@ -48,21 +53,21 @@ class MergedView:
                 continue
             found = _step(stack[-1], name)
             if not found:
-                return None
+                return ()
             mode = os.lstat(found[0]).st_mode
             if stat.S_ISDIR(mode):
                 stack.append(found)
             elif stat.S_ISLNK(mode) and (names or follow):
                 links += 1
                 if links > _MAX_LINKS:
-                    return None
+                    return ()
                 target = os.readlink(found[0])
                 if target.startswith(b"/"):
                     del stack[1:]
                 names.extendleft(reversed(target.split(b"/")))
             else:
-                return None if any(names) else found[0]
-        return stack[-1][0] if stack[-1] else None
+                return () if any(names) else found
+        return stack[-1]
 
     def exact(self, path: bytes) -> bytes | None:
         """As `find`, but no symbolic link is followed anywhere: what overlayfs merges by name."""
@@ -95,6 +100,13 @@ class MergedView:
             return os.read(fd, limit)
         finally:
             os.close(fd)
+
+
+def children(directories: tuple[bytes, ...]) -> dict[bytes, tuple[bytes, ...]]:
+    """What a merged directory holds: by its name, where it lies (as `MergedView.resolve` says)."""
+    names = {name for directory in directories for name in os.listdir(directory)}
+    found = {name: _step(directories, name) for name in sorted(names)}
+    return {name: places for name, places in found.items() if places}
 
 
 def _step(directories: tuple[bytes, ...], name: bytes) -> tuple[bytes, ...]:

@@ -11,10 +11,11 @@ import asyncio
 import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import InvalidArgument, NotFound
-from zos_cri.images import builtin, rootfs, sweep, workers
+from zos_cri.images import builtin, rootfs, sweep, volumes, workers
 from zos_cri.images.core import Core
 from zos_cri.images.jobs import Fetching, SavedImage, SaveJob
 from zos_cri.images.merged import MergedView
@@ -36,6 +37,7 @@ _ID_PREFIX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 # /etc/passwd and /etc/group of the images in use; each entry is bounded by its caller's limit.
 _CACHED_FILES: Final = 256
 _FLIST: Final = "flist:"
+_COPIERS: Final = 2  # image volumes that are copied at once
 
 
 def is_flist(ref: str) -> bool:
@@ -85,6 +87,8 @@ class ImageStore(Core):
         self._files: dict[tuple[str, str, int], bytes | None] = {}
         self._upper_usage: dict[str, Usage] = {}
         self._builtin = asyncio.Lock()
+        # Of its own: a volume of many GiB must hold up neither the catalogue nor other calls.
+        self._copiers = ThreadPoolExecutor(_COPIERS, thread_name_prefix="images-copy")
         self._pulls = Pulls(
             self, fetching=self._fetching, certs_dirs=certs_dirs, on_report=on_report
         )
@@ -92,6 +96,7 @@ class ImageStore(Core):
     async def aclose(self) -> None:
         """Ends pulls and background work, and closes the catalogue."""
         await self._pulls.aclose()
+        self._copiers.shutdown(wait=False, cancel_futures=True)
         await super().aclose()
 
     # Reads
@@ -359,6 +364,34 @@ class ImageStore(Core):
             self._layer_paths(image.chain_ids) or (self.layout.layer(0),),
             id_mappings,
         )
+
+    async def prepare_volumes(
+        self, image_id: str, container_id: str, targets: Sequence[str]
+    ) -> dict[str, str]:
+        """Makes a container's directories for its image's VOLUMEs, with what the image has there.
+
+        `prepare_rootfs` comes first; they go with `release_rootfs`. What was made by an earlier
+        call stays as it is.
+
+        Args:
+            targets: absolute paths in the container.
+
+        Returns:
+            The directories on the host by target. Owners are those of the image.
+
+        Raises:
+            NotFound: no such image.
+            FailedPrecondition: the image has something else than a directory at such a path.
+            ResourceExhausted: the disk is full.
+            Internal: one can't be copied.
+        """
+        _check_id(container_id)
+        view = MergedView(
+            [os.fsencode(p) for p in self._layer_paths(self._image(image_id).chain_ids)]
+        )
+        base = self.layout.container(container_id) / "volumes"
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._copiers, volumes.prepare, base, view, targets)
 
     async def release_rootfs(self, container_id: str) -> None:
         """Removes a container's writable layer, which must be unmounted. Idempotent."""

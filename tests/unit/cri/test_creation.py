@@ -4,13 +4,14 @@ import asyncio
 import json
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from tests.fakes.images import BUSYBOX, FakeImages, FakeOutput
 from tests.fakes.pods import pod_config
 from tests.fakes.shim import until
 from zos_cri._pb import cri_pb2 as pb
-from zos_cri.cri.creation import Creation, log_file
+from zos_cri.cri.creation import Creation, image_volumes, log_file
 from zos_cri.cri.views import Views
 from zos_cri.errors import (
     AlreadyExists,
@@ -123,7 +124,7 @@ async def test_what_is_wrong_is_named_and_nothing_is_left(maker, fields, error, 
     assert maker.leftovers() == []
 
 
-@pytest.mark.parametrize("stage", ["read_files", "prepare_rootfs"])
+@pytest.mark.parametrize("stage", ["read_files", "prepare_rootfs", "prepare_volumes"])
 async def test_a_stage_that_fails_leaves_nothing(maker, stage):
     maker.images.failures[stage] = BROKEN
     with pytest.raises(Unavailable):
@@ -198,6 +199,38 @@ async def test_containers_of_others_and_half_made_ones_are_not_there(maker, benc
             maker.creation.container(half.meta.id)
     maker.creation.container(await create)
     await bench.containers.remove("c" * 64)
+
+
+def with_volumes(*paths):
+    config = msgspec.structs.replace(BUSYBOX.config, volumes=paths)
+    return msgspec.structs.replace(BUSYBOX, config=config)
+
+
+@pytest.mark.parametrize(
+    ("named", "mounted", "result"),
+    [
+        ("/data", "/other", "/data"),
+        ("data/", "/", "/data"),
+        ("//a/../data/.", "", "/data"),
+        ("/data", "/data/", ""),
+        ("/data/", "//data", ""),
+        ("/data", "/data/sub", "/data"),
+    ],
+)
+def test_the_images_volumes_but_those_that_are_mounted(named, mounted, result):
+    config = container_config(mounts=[pb.Mount(container_path=mounted, host_path="/tmp")])
+    assert image_volumes(config, with_volumes(named)) == ((result,) if result else ())
+
+
+async def test_volumes_are_bound_with_the_images_owners(maker, bench):
+    maker.images.image = with_volumes("/data", "/data/", "/etc/hosts")
+    id_ = await maker.create()
+    spec = json.loads((bench.shims.bundles / id_ / "config.json").read_bytes())
+    (volume,) = [m for m in spec["mounts"] if m["destination"] == "/data"]
+    assert volume["source"] == "/volumes/data"
+    assert "rw" in volume["options"]
+    (hosts,) = [m for m in spec["mounts"] if m["destination"] == "/etc/hosts"]
+    assert not hosts["source"].startswith("/volumes")
 
 
 @pytest.mark.parametrize(
