@@ -1,8 +1,8 @@
 """From layers' archives to a finished image in a job's staging directory (worker's side).
 
 Pulling and loading share this: several layers are unpacked at once, each into a directory of its
-own; then, from the base up, what they took for granted from below is put right; then everything
-is put on disk. Only after that is the result handed to the server.
+own; then, from the base up, what they took for granted from below is put right. Only then is the
+result handed to the server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from zos_cri.images.layout import Layout
 from zos_cri.images.merged import MergedView
 from zos_cri.images.model import Blob, NewLayer
 from zos_cri.images.unpack import Unpacked, unpack
-from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,7 +110,7 @@ class Assembler:
         self._failed = threading.Event()
 
     def run(self, archives: Archives) -> tuple[NewLayer, ...]:
-        """The layers that were missing, complete and on disk.
+        """The layers that were missing, complete.
 
         Raises:
             Error: of the first layer that failed, its digest in front.
@@ -135,8 +134,6 @@ class Assembler:
             pool.shutdown(wait=False, cancel_futures=True)
         for index in missing:
             self._fix(index, made[index])
-        if missing:
-            self._sync()
         return tuple(self._new_layer(index) for index in missing)
 
     def staged(self, index: int) -> str:
@@ -199,14 +196,6 @@ class Assembler:
         if number is not None:
             return str(self._layout.layer(number))
         return self.staged(self._parts.chain_ids.index(chain_id))
-
-    def _sync(self) -> None:
-        """All data and the blobs' names: one syncfs, cheaper than a sync for each file."""
-        fd = os.open(self._job.staging, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            syscalls.syncfs(fd)
-        finally:
-            os.close(fd)
 
     def _new_layer(self, index: int) -> NewLayer:
         usage = os.stat(self.staged(index))

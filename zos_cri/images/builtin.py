@@ -99,13 +99,12 @@ def make(
         raise FailedPrecondition(f"built-in image: {busybox} isn't static: install busybox-static")
     archive = _archive(program, links)
     diff_id = _digest(archive)
-    _write_synced(blob_path(diff_id), archive)
+    _write(blob_path(diff_id), archive)
     staging.mkdir(mode=0o755)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         # ours, made three lines above; the reader for others' archives is elsewhere
         tar.extractall(staging, filter="fully_trusted")
     os.chmod(staging, 0o755)
-    os.sync()
     usage = tree_usage(os.fsencode(staging))
     config = _json(
         {
@@ -188,12 +187,10 @@ def _interpreter(program: bytes) -> bool:
     return b"/ld-linux" in program[:4096] or b"/ld-musl" in program[:4096]
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}")
     with open(temporary, "wb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 

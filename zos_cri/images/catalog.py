@@ -1,8 +1,11 @@
 """The catalogue: which images, layers and containers' root filesystems there are.
 
 One SQLite file (WAL), written by one thread, and the whole of it in memory for reads. What it names
-is complete: a layer's data is on disk (syncfs by the worker) before its row is. Whatever lies in
-the store without a row is garbage.
+is complete; whether it is on disk too, `seals` says. Whatever lies in the store without a row is
+garbage.
+
+`synchronous=NORMAL`: a crash of the host may lose the last transactions, never part of one. A lost
+image is pulled again, a removed one that is there again lacks its layers and is found out.
 """
 
 from __future__ import annotations
@@ -81,6 +84,7 @@ class Catalog:
             self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
         found = int(db.execute("PRAGMA user_version").fetchone()[0])
         if found > FORMAT:
             db.close()
@@ -159,9 +163,7 @@ class Catalog:
     # Writes. SQL first, memory after: what can be seen is in the file.
 
     @contextmanager
-    def _transaction(self, *, durable: bool) -> Iterator[sqlite3.Connection]:
-        """One transaction; `durable` ones are on disk when it ends, others survive us only."""
-        self._db.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
@@ -178,7 +180,7 @@ class Catalog:
         blobs = msgspec.json.encode(new.blobs).decode()
         was = self.images.get(new.id)
         pinned = pinned or (was is not None and was.pinned)
-        with self._transaction(durable=True) as db:
+        with self._transaction() as db:
             for layer in layers:
                 db.execute(
                     "INSERT INTO layer (n, chain_id, diff_id, parent, bytes, inodes, seal)"
@@ -212,7 +214,7 @@ class Catalog:
 
     def add_names(self, image_id: str, names: tuple[str, ...]) -> Image:
         """Further names for an image that is there already."""
-        with self._transaction(durable=True) as db:
+        with self._transaction() as db:
             db.executemany(
                 "INSERT OR REPLACE INTO name (key, image_id) VALUES (?, ?)",
                 [(name, image_id) for name in names],
@@ -233,7 +235,7 @@ class Catalog:
 
     def remove_image(self, image_id: str) -> None:
         """Forgets an image and all its names; its layers' rows stay until `drop_layers`."""
-        with self._transaction(durable=True) as db:
+        with self._transaction() as db:
             db.execute("DELETE FROM name WHERE image_id = ?", (image_id,))
             db.execute("DELETE FROM manifest WHERE image_id = ?", (image_id,))
             db.execute("DELETE FROM image WHERE id = ?", (image_id,))
@@ -243,7 +245,7 @@ class Catalog:
 
     def drop_layers(self, chain_ids: list[str]) -> None:
         """Forgets layers; their directories may be removed after this."""
-        with self._transaction(durable=True) as db:
+        with self._transaction() as db:
             db.executemany("DELETE FROM layer WHERE chain_id = ?", [(c,) for c in chain_ids])
         for chain_id in chain_ids:
             self.layers.pop(chain_id, None)
@@ -253,7 +255,7 @@ class Catalog:
         layer = self.layers.get(chain_id)
         if layer is None:
             return
-        with self._transaction(durable=False) as db:
+        with self._transaction() as db:
             db.execute(
                 "UPDATE layer SET seal = ?, bytes = ?, inodes = ? WHERE chain_id = ?",
                 (seal, usage.bytes, usage.inodes, chain_id),
@@ -278,7 +280,7 @@ class Catalog:
         gone = [i.id for i in list(self.images.values()) if chain_id in i.chain_ids]
         for image_id in gone:
             self.remove_image(image_id)
-        with self._transaction(durable=True) as db:
+        with self._transaction() as db:
             db.execute("UPDATE layer SET chain_id = ? WHERE n = ?", (name, layer.n))
             db.execute(
                 "UPDATE container SET chain_ids = replace(chain_ids, ?, ?)", (chain_id, name)
@@ -293,7 +295,7 @@ class Catalog:
 
     def add_container(self, container_id: str, image_id: str, chain_ids: tuple[str, ...]) -> None:
         """Records that a container's root filesystem stands on these layers."""
-        with self._transaction(durable=False) as db:
+        with self._transaction() as db:
             db.execute(
                 "INSERT OR REPLACE INTO container (id, image_id, chain_ids) VALUES (?, ?, ?)",
                 (container_id, image_id, " ".join(chain_ids)),
@@ -301,9 +303,18 @@ class Catalog:
         self.containers[container_id] = (image_id, chain_ids)
 
     def remove_container(self, container_id: str) -> None:
-        with self._transaction(durable=False) as db:
+        with self._transaction() as db:
             db.execute("DELETE FROM container WHERE id = ?", (container_id,))
         self.containers.pop(container_id, None)
+
+    def boot_id(self) -> str:
+        """The boot of the host in which the store was last open; empty for a new store."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'boot_id'").fetchone()
+        return str(row[0]) if row else ""
+
+    def set_boot_id(self, boot_id: str) -> None:
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('boot_id', ?)", (boot_id,))
 
     # Reads that go to the file, for what is too large to hold.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zos_cri.errors import Error, FailedPrecondition
 from zos_cri.images import builtin, sweep
 from zos_cri.images.catalog import Catalog
-from zos_cri.images.layout import Layout, sync_directory
+from zos_cri.images.layout import Layout
 from zos_cri.images.model import Image, Layer, NewImage, Usage
 from zos_cri.images.seals import Seals
 from zos_cri.log import get_log
@@ -68,7 +68,23 @@ class Core:
         numbers = [int(entry) for entry in os.listdir(self.layout.layers) if entry.isdigit()]
         self._next_layer = max([0, *numbers, *(x.n for x in catalog.layers.values())]) + 1
         self._catalog = catalog
+        self._distrust_unsealed(catalog)
         sweep.discard_strays(catalog, self.layout)
+
+    def _distrust_unsealed(self, catalog: Catalog) -> None:
+        """After another boot, what wasn't sealed may never have come to the disk (`seals`)."""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        if catalog.boot_id() == boot:
+            return
+        for layer in list(catalog.layers.values()):
+            if not layer.seal:
+                gone = catalog.set_damaged(layer.chain_id)
+                _log.warning(
+                    "layer was not on disk when the host went down: its images are gone",
+                    layer=layer.n,
+                    images=" ".join(gone),
+                )
+        catalog.set_boot_id(boot)
 
     async def aclose(self) -> None:
         """Ends background work and closes the catalogue."""
@@ -136,7 +152,6 @@ class Core:
             for layer in layers:
                 sweep.discard(self.layout, self.layout.layer(layer.n))
             raise FailedPrecondition(f"image {new.id}: layer {missing[0]} has gone: pull it again")
-        sync_directory(self.layout.layers)
         image = catalog.add_image(new, layers, pinned=builtin.NAME in new.names)
         return image, layers
 

@@ -29,7 +29,6 @@ from zos_cri.images.layout import Layout
 from zos_cri.images.load import manifest_for
 from zos_cri.images.manifest import go_architecture
 from zos_cri.images.model import MEDIA_OCI_MANIFEST, NewImage, NewLayer
-from zos_cri.linux import syscalls
 from zos_cri.wire.tarheader import Entry, Kind
 
 if TYPE_CHECKING:
@@ -202,11 +201,6 @@ def _unpack(job: FlistJob, path: Path, digest: str, emit: Callable[[AnyEvent], N
         writer.close()
         listing.close()
     emit(Progress((LayerProgress(digest, total, done, done, "done"),)))
-    fd = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        syscalls.syncfs(fd)
-    finally:
-        os.close(fd)
     return NewLayer(digest, digest, "", staged, done, 1)
 
 

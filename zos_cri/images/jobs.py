@@ -93,9 +93,13 @@ class FlistJob(Job, frozen=True, tag=True):
 
 
 class SealJob(Job, frozen=True, tag=True):
-    """Looks at unpacked layers: the digest of their metadata, and what they take."""
+    """Looks at unpacked layers: the digest of their metadata, and what they take.
+
+    With `sync` everything is put on disk before.
+    """
 
     numbers: tuple[int, ...] = ()
+    sync: bool = False
 
 
 class Resolved(msgspec.Struct, frozen=True, tag=True):

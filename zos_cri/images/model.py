@@ -70,7 +70,7 @@ class Layer(msgspec.Struct, frozen=True):
         chain_id: digest over the diff ids from the base up to it (OCI image-spec, config.md).
         parent: the chain id below it, empty for a base layer.
         bytes: disk blocks it takes, in bytes; inodes likewise counted.
-        seal: digest of its file tree's metadata; empty until it was computed.
+        seal: digest of its file tree's metadata, taken when it was on disk; empty before.
     """
 
     n: int
@@ -83,7 +83,7 @@ class Layer(msgspec.Struct, frozen=True):
 
 
 class NewLayer(msgspec.Struct, frozen=True):
-    """A layer as a worker hands it over: unpacked in `staged`, its data on disk."""
+    """A layer as a worker hands it over: unpacked in `staged`."""
 
     chain_id: str
     diff_id: str
@@ -102,7 +102,7 @@ class Blob(msgspec.Struct, frozen=True):
 
 
 class NewImage(msgspec.Struct, frozen=True):
-    """An image as a worker hands it over, all its data on disk.
+    """An image as a worker hands it over.
 
     Attributes:
         config: the configuration's bytes; its digest is the image's id.

@@ -98,6 +98,10 @@ def _add_file(tar: tarfile.TarFile, name: str, path: Path, blob: Blob) -> None:
         info.size = os.fstat(file.fileno()).st_size
         if info.size != blob.size:
             raise DataLoss(f"{blob.digest}: {info.size} bytes are stored, not {blob.size}")
+        found = hashlib.file_digest(file, blob.digest.partition(":")[0]).hexdigest()
+        if found != blob.digest.partition(":")[2]:
+            raise DataLoss(f"{blob.digest}: what is stored has the digest {found}: pull it again")
+        file.seek(0)
         tar.addfile(info, file)
 
 

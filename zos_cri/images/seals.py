@@ -1,9 +1,13 @@
 """Whether the layers are what they were: looked at once after each start, before they are used.
 
-A layer's seal is taken soon after it was made. After a start all seals are compared in a worker of
-low priority; a container that needs a layer which wasn't come to yet has it compared at once. A
-layer that isn't what it was leaves the catalogue with the images that stand on it, and so they are
-pulled again.
+Soon after a layer was made it is put on disk (syncfs) and its seal is taken. Only with its seal is
+its record good for more than this boot of the host: after another boot a layer without one counts
+as damaged, since its data may never have reached the disk. So no pull waits for the disk, and yet
+no record that is believed after a crash names data that aren't there.
+
+After a start all seals are compared in a worker of low priority; a container that needs a layer
+which wasn't come to yet has it compared at once. A layer that isn't what it was leaves the
+catalogue with the images that stand on it, and so they are pulled again.
 """
 
 from __future__ import annotations
@@ -81,9 +85,11 @@ class Seals:
             if isinstance(event, Sealed):
                 seen.append(event)
 
-        layout = self._holder.layout
+        by_number = {layer.n: layer for layer in list(self._holder.catalog.layers.values())}
+        new = any(n in by_number and not by_number[n].seal for n in numbers)
+        root = str(self._holder.layout.root)
         await workers.run(
-            SealJob(root=str(layout.root), staging="", numbers=tuple(numbers)), on_event
+            SealJob(root=root, staging="", numbers=tuple(numbers), sync=new), on_event
         )
         by_number = {layer.n: layer for layer in list(self._holder.catalog.layers.values())}
         for event in seen:

@@ -31,6 +31,7 @@ from zos_cri.images.jobs import (
 )
 from zos_cri.images.layout import Layout
 from zos_cri.images.model import Usage
+from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,6 +90,10 @@ def _seal(job: SealJob, emit: Callable[[AnyEvent], None]) -> Done:
     """Nobody waits for most of this: it yields the processor to whoever wants it."""
     os.nice(10)
     layout = Layout(Path(job.root))
+    if job.sync:
+        fd = os.open(job.root, os.O_RDONLY | os.O_DIRECTORY)
+        syscalls.syncfs(fd)
+        os.close(fd)
     for number in job.numbers:
         try:
             seal, usage = trees.seal(os.fsencode(layout.layer(number)))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 from typing import TYPE_CHECKING
 
 import pytest
@@ -189,3 +191,46 @@ async def test_a_root_filesystem_of_a_user_namespace(store: ImageStore) -> None:
     assert upper.st_mode == os.stat(options["lowerdir"].split(":")[0]).st_mode
     (other,) = await store.prepare_rootfs(image.id, "d0" * 32)
     assert not [o for o in other.options if o.startswith(("uidmap", "gidmap"))]
+
+
+async def test_what_was_not_on_disk_when_the_host_went_down_is_not_believed(
+    tmp_path: Path,
+) -> None:
+    first = ImageStore(tmp_path / "images")
+    await first.start()
+    image = await first.ensure_builtin()
+    await first.aclose()
+
+    def edit(sql: str) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "images" / "images.db")) as db, db:
+            db.execute(sql)
+
+    edit("UPDATE layer SET seal = ''")
+    second = ImageStore(tmp_path / "images")
+    await second.start()  # the server was restarted, the host wasn't
+    assert second.find(image.id) is not None
+    await second.aclose()
+    edit("UPDATE layer SET seal = ''")
+    edit("UPDATE meta SET value = 'another boot'")
+    third = ImageStore(tmp_path / "images")
+    await third.start()
+    assert await third.list() == ()
+    assert (await third.ensure_builtin()).id == image.id
+    await third.aclose()
+
+
+async def test_a_sealed_layer_is_believed_after_another_boot(tmp_path: Path) -> None:
+    first = ImageStore(tmp_path / "images")
+    await first.start()
+    image = await first.ensure_builtin()
+    await settled(first)
+    assert all(layer.seal for layer in first.catalog.layers.values())
+    await first.aclose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "images" / "images.db")) as db, db:
+        db.execute("UPDATE meta SET value = 'another boot'")
+    second = ImageStore(tmp_path / "images")
+    await second.start()
+    await settled(second)
+    assert second.find(image.id) is not None
+    assert await second.prepare_rootfs(image.id, CONTAINER)
+    await second.aclose()
