@@ -82,3 +82,14 @@ def test_critest(node: Server, tmp_path: Path) -> None:
     print(f"critest: {passed[0]}")
     node.remove_pods()
     assert node.leftovers() == []
+
+
+def test_streaming_by_websocket(node: Server, tmp_path: Path) -> None:
+    flags = ("-websocket-exec", "-websocket-attach", "-websocket-portforward")
+    report = critest(node, tmp_path, "-ginkgo.focus=Streaming", *flags)
+    passed = re.search(r"(\d+) Passed \| 0 Failed", report)
+    assert passed is not None
+    print(f"critest by WebSocket: {passed[0]}")
+    assert int(passed[1]) == 5  # exec, exec at a terminal, attach, two of port-forward
+    node.remove_pods()
+    assert node.leftovers() == []
