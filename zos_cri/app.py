@@ -27,6 +27,7 @@ from zos_cri import __version__, reconcile
 from zos_cri._pb import container_pb2, image_pb2
 from zos_cri.config import Config, handlers
 from zos_cri.cri import runtime
+from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.cri.creation import Creation
 from zos_cri.cri.features import handler_features, handler_settings
 from zos_cri.cri.flists import ImageRootfs
@@ -42,6 +43,7 @@ from zos_cri.errors import Error, FailedPrecondition, InvalidArgument, one_line
 from zos_cri.host import host_facts
 from zos_cri.images.service import ImageService
 from zos_cri.images.store import ImageStore
+from zos_cri.linux import blocking
 from zos_cri.linux.cgroup import Cgroups
 from zos_cri.log import get_log
 from zos_cri.metrics import Metrics
@@ -56,7 +58,7 @@ from zos_cri.network.cni import Network
 from zos_cri.oci.process import exec_process
 from zos_cri.shim.bootstrap import DialectCache
 from zos_cri.shim.events import Event, EventServer
-from zos_cri.shim.launch import Launcher
+from zos_cri.shim.launch import Launcher, temporary
 from zos_cri.shim.manager import DeadShim, ShimManager
 from zos_cri.shim.publish import write_executable
 from zos_cri.stats.collector import KernelCollector
@@ -145,6 +147,7 @@ class App:
         metrics = Metrics()
         database = Database(self._state / "state.db")
         self._undo.callback(database.close)
+        metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)
         shims = await self._shims()
         containers = Containers(
             table=database.containers,
@@ -190,6 +193,7 @@ class App:
             images=images,
             rootfs=rootfs,
             cgroups=cgroups,
+            damaged=await asyncio.to_thread(database.damaged),
         )
         containers.recovered.set()
         retries = asyncio.create_task(reconcile.retry_releases(services.sandboxes))
@@ -222,6 +226,8 @@ class App:
             publish_binary=str(publish),
             socket_dir=str(self._run / "s"),
             dialects=DialectCache(self._state / "dialects.json"),
+            # Where a shim mounts layers for a moment to map their ids.
+            environment={"TMPDIR": str(await blocking.call(temporary, self._run))},
         )
         shims = ShimManager(
             bundles=self._run / "bundles", launcher=launcher, namespace=SHIM_NAMESPACE
@@ -282,6 +288,7 @@ class App:
             handlers=settings,
             host=core.host,
             metrics=core.metrics,
+            cdi=CdiSpecs(config.cdi.dirs),
         )
         streaming = await self._streaming(
             Streams(

@@ -42,8 +42,19 @@ async def sweep(
     images: ImageStore,
     rootfs: DirectoryRootfs,
     cgroups: Cgroups,
+    damaged: int,
 ) -> None:
-    """Removes strays: shims, root filesystems, execs' FIFOs, empty cgroups of ours."""
+    """Removes strays: shims, root filesystems, execs' FIFOs, empty cgroups of ours.
+
+    Args:
+        damaged: records that are set aside. What they name can't be told from strays: with any,
+            no shim and no root filesystem is touched.
+    """
+    await execs.recover()
+    await tidy_cgroups(containers, cgroups)
+    if damaged:
+        _log.warning("strays are left alone: there are damaged records", records=damaged)
+        return
     groups = {record.meta.id for record in sandboxes.table}
     groups |= {record.meta.group for record in containers}
     for path in await blocking.call(bundles.groups, shims.bundles):
@@ -54,8 +65,6 @@ async def sweep(
     for id_ in {*await images.container_ids(), *await rootfs.container_ids()} - known:
         _log.warning("stray root filesystem", container=id_)
         await _quietly("root filesystem", rootfs.release(id_))
-    await execs.recover()
-    await tidy_cgroups(containers, cgroups)
 
 
 async def tidy_cgroups(containers: Containers, cgroups: Cgroups) -> None:

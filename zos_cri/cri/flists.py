@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from zos_cri.errors import NotFound
 from zos_cri.images.store import is_flist
 
 if TYPE_CHECKING:
@@ -26,7 +27,10 @@ class ImageRootfs:
             Error: the flist can't be fetched.
         """
         with_scheme = flist if is_flist(flist) or not names_flist(flist) else f"flist:{flist}"
-        image = await self._images.ensure(with_scheme)
+        try:
+            image = await self._images.ensure(with_scheme)
+        except NotFound as error:
+            raise NotFound(f"flist: {error}") from error
         return await self._images.prepare_rootfs(image.id, container_id)
 
     async def release(self, container_id: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri import userns
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux.mount import Mount, mount, unmount_tree
+from zos_cri.oci.namespaces import pod_plan
+
+if TYPE_CHECKING:
+    from zos_cri._pb import cri_pb2 as pb
 
 HOST_FILE_LIMIT: Final = 1 << 20  # bytes read of the host's hosts and resolv.conf
 MAX_HOSTNAME: Final = 64  # sethostname(2)
@@ -23,21 +26,17 @@ def namespace_options(config: pb.PodSandboxConfig) -> pb.NamespaceOption:
     return config.linux.security_context.namespace_options
 
 
-def host_network(config: pb.PodSandboxConfig) -> bool:
-    return namespace_options(config).network == pb.NamespaceMode.NODE
-
-
-def host_ipc(config: pb.PodSandboxConfig) -> bool:
-    return namespace_options(config).ipc == pb.NamespaceMode.NODE
-
-
 def hostname(config: pb.PodSandboxConfig) -> str:
     """The pod's host name: the host's own on its network, and where none is given.
 
     Raises:
         InvalidArgument: it is too long for the kernel.
     """
-    name = os.uname().nodename if host_network(config) else config.hostname or os.uname().nodename
+    name = (
+        os.uname().nodename
+        if pod_plan(config).host_network
+        else config.hostname or os.uname().nodename
+    )
     if len(name.encode()) > MAX_HOSTNAME:
         raise InvalidArgument(f'hostname: "{name}" is longer than {MAX_HOSTNAME} bytes')
     return name
@@ -77,7 +76,7 @@ class PodFiles:
 
     def shm(self, config: pb.PodSandboxConfig) -> str:
         """What the pod's containers have as /dev/shm."""
-        return "/dev/shm" if host_ipc(config) else str(self._shm)
+        return "/dev/shm" if pod_plan(config).host_ipc else str(self._shm)
 
     def namespace(self, kind: str) -> str:
         """Where the namespace of this kind is pinned."""
@@ -101,7 +100,7 @@ class PodFiles:
         ):
             path.write_text(text)
             path.chmod(0o644)
-        if not host_ipc(config):
+        if not pod_plan(config).host_ipc:
             self._shm.mkdir(exist_ok=True, mode=0o1777)
             uid, gid = userns.root_of(userns.of_pod(config))
             options = (*SHM_OPTIONS, f"uid={uid}", f"gid={gid}")

@@ -24,6 +24,7 @@ from zos_cri.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unavailable,
     one_line,
 )
 from zos_cri.linux import blocking, namespaces
@@ -195,6 +196,8 @@ class Sandboxes:
             )
             if meta.shared_pid:
                 await self._timed("init", self._init.start(meta, config))
+            if self._shims.get(meta.id) is None:
+                raise Unavailable(f"pod sandbox {meta.id}: its shim died while it was made")
             await self._change(meta.id, SandboxEvent.CREATED, ips=ips)
         except BaseException as error:
             _log.warning("pod sandbox failed", error=one_line(error))

@@ -126,6 +126,13 @@ class Database:
             )
         connection.execute(f"PRAGMA user_version={FORMAT}")
 
+    def damaged(self) -> int:
+        """How many records are set aside, now and earlier. Blocks; for start-up."""
+        return sum(
+            int(self.execute_now(f"SELECT count(*) FROM {table}_damaged")[0][0])
+            for table in _TABLES
+        )
+
     async def execute(self, sql: str, *values: Any) -> None:
         """Runs one statement in the writer thread and waits for it.
 
