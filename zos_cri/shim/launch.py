@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from zos_cri import errors
 from zos_cri._pb import task_v3_pb2, types_pb2
 from zos_cri.linux import blocking, spawn
+from zos_cri.linux.mount import unmount_tree
 from zos_cri.log import get_log
 from zos_cri.shim import bootstrap, processes
 from zos_cri.shim.bootstrap import Dialect, DialectCache, Encoding, Identity, Parameters
@@ -303,6 +304,21 @@ class Launcher:
             *flags,
             action,
         ]
+
+
+def temporary(run: Path) -> Path:
+    """Makes the shims' temporary directory, or clears it of what dead ones left mounted there.
+
+    Called before any shim is told to do anything. Blocks.
+    """
+    path = run / "tmp"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unmount_tree(str(path), lazy=True)
+    for left in path.iterdir():
+        # Only what is empty: no mistake here may reach the layers that were mounted.
+        with contextlib.suppress(OSError):
+            left.rmdir()
+    return path
 
 
 class Features(msgspec.Struct, frozen=True):
