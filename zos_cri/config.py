@@ -57,6 +57,12 @@ class CniConfig(_Section, frozen=True):
     plugin_timeout: Seconds = 60.0  # an IPAM plugin that asks a slow API server needs many seconds
 
 
+class CdiConfig(_Section, frozen=True):
+    """Devices that vendors describe (Container Device Interface)."""
+
+    dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # a later one's device is taken first
+
+
 class ImageConfig(_Section, frozen=True):
     """Where images come from."""
 
@@ -112,6 +118,7 @@ class Config(_Section, frozen=True):
     server: ServerConfig = ServerConfig()
     log: LogConfig = LogConfig()
     cni: CniConfig = CniConfig()
+    cdi: CdiConfig = CdiConfig()
     images: ImageConfig = ImageConfig()
     container_log: ContainerLogConfig = ContainerLogConfig()
     streaming: StreamingConfig = StreamingConfig()
@@ -183,6 +190,7 @@ def _check(config: Config, name: str) -> None:
         ("server.socket", str(config.socket)),
         ("cni.conf_dir", config.cni.conf_dir),
         *(("cni.bin_dirs", directory) for directory in config.cni.bin_dirs),
+        *(("cdi.dirs", directory) for directory in config.cdi.dirs),
     ):
         if not value.startswith("/"):
             raise InvalidArgument(f'{name}: {key}: "{value}" is not an absolute path')

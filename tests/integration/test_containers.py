@@ -251,3 +251,65 @@ def test_a_kill_for_memory_while_no_server_runs(node: Server) -> None:
     node.start()
     with node.cri() as cri:
         assert ended(cri, container).reason == "OOMKilled"
+
+
+# CDI
+
+
+def test_cdi_devices(tmp_path: Path) -> None:
+    """A server of its own, for its directories; what the files say is asked from inside."""
+    etc, run = tmp_path / "etc", tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/driver").write_text("driver 1\n")
+    edits = {
+        "env": ["VENDOR=yes"],
+        "deviceNodes": [
+            {"path": "/dev/vendor0", "hostPath": "/dev/null", "permissions": "rw"},
+            {"path": "/dev/vendor1", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640},
+        ],
+        "mounts": [{"hostPath": str(tmp_path / "lib"), "containerPath": "/opt/lib"}],
+        "hooks": [
+            {
+                "hookName": "createRuntime",
+                "path": "/bin/touch",
+                "args": ["touch", str(tmp_path / "hooked")],
+            }
+        ],
+        "additionalGids": [4242],
+    }
+    document = {
+        "cdiVersion": "0.7.0",
+        "kind": "vendor.com/device",
+        "devices": [{"name": "a", "containerEdits": edits}],
+    }
+    asked = [pb.CDIDevice(name="vendor.com/device=a")]
+    with serving(UPSTREAM, extra=f'[cdi]\ndirs = ["{etc}", "{run}"]\n') as node, node.cri() as cri:
+        pod = node.run_pod(cri)
+        code, text = refused(cri, node, pod, CDI_devices=asked)
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
+        assert 'no CDI spec file has a device "vendor.com/device=a"' in text
+        (run / "vendor.json").write_text(json.dumps(document))
+        container = node.run_container(cri, pod, CDI_devices=asked)
+        assert says(cri, container, "cat /opt/lib/driver; echo $VENDOR").split() == [
+            *("driver", "1", "yes")
+        ]
+        assert says(cri, container, "stat -c '%t:%T %a' /dev/vendor0 /dev/vendor1") == (
+            "1:3 666\n1:5 640"
+        )
+        says(cri, container, "echo x > /dev/vendor0 && head -c 4 /dev/vendor1")
+        says(cri, container, "! touch /opt/lib/new; grep -q 4242 /proc/1/status")
+        assert (tmp_path / "hooked").exists()
+        document["devices"] = [{"name": "a", "containerEdits": {"env": ["VENDOR=new"]}}]
+        (run / "vendor.json").write_text(json.dumps(document))
+        other = node.run_container(cri, pod, name="other", CDI_devices=asked)
+        assert says(cri, other, "echo $VENDOR; ls /dev | grep -c vendor || true").split() == [
+            *("new", "0")
+        ]
+        plain = pb.ContainerConfig(
+            annotations={"cdi.k8s.io/x": "vendor.com/device=a"}  # isn't trusted
+        ).annotations
+        third = node.run_container(cri, pod, name="third", annotations=plain)
+        assert says(cri, third, "echo ${VENDOR:-none}") == "none"
+        node.remove_pods()
+        assert node.leftovers() == []

@@ -57,6 +57,7 @@ def test_what_is_said_counts():
         ("[server]\nrun = '/" + "x" * 100 + "'", "server.socket", "longer than 107"),
         ("[server]\nmetrics = '9474'", "server.metrics", "not HOST:PORT"),
         ("[server]\nmetrics = 'h:70000'", "server.metrics", "not HOST:PORT"),
+        ("[cdi]\ndirs = ['/etc/cdi', 'x']", "cdi.dirs", "not an absolute path"),
         ("[cni]\nplugin_timeout = 0", "$.cni.plugin_timeout", "> 0"),
         ("[cni]\nbin_dirs = ['bin']", "cni.bin_dirs", "not an absolute path"),
         ("[container_log]\nmax_line_size = -1", "$.container_log.max_line_size", ">= 0"),

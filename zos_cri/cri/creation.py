@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from zos_cri._pb import cri_pb2 as pb
+    from zos_cri.cri.cdi import CdiSpecs
     from zos_cri.cri.output import Output
     from zos_cri.cri.sandboxes import Sandboxes
     from zos_cri.cri.views import Views
@@ -64,6 +65,7 @@ class Creation:
         handlers: Mapping[str, HandlerSettings],
         host: HostFacts,
         metrics: Metrics,
+        cdi: CdiSpecs,
     ) -> None:
         self._containers = containers
         self._sandboxes = sandboxes
@@ -73,6 +75,7 @@ class Creation:
         self._handlers = handlers
         self._host = host
         self._metrics = metrics
+        self._cdi = cdi
         self._joins: Joins[str] = Joins()
         containers.own(OWNER, self)
 
@@ -229,6 +232,7 @@ class Creation:
             seccomp_localhost=(
                 await self._look(facts.seccomp_file, profile, profile) if profile else None
             ),
+            cdi=await self._cdi.edits(config.CDI_devices),
         )
 
     async def _look(self, look: Any, what: Any, path: str) -> Any:

@@ -88,6 +88,11 @@ def host_devices() -> tuple[DeviceNode, ...]:
     return tuple(_nodes("/dev"))
 
 
+def device_node(path: str) -> DeviceNode | None:
+    """The device node that a path leads to; None where there is none."""
+    return _node(os.path.realpath(path))
+
+
 def _nodes(directory: str) -> Iterator[DeviceNode]:
     count = 0
     for parent, names, files in os.walk(directory):

@@ -11,6 +11,7 @@ from tests.fakes.images import BUSYBOX, FakeImages, FakeOutput
 from tests.fakes.pods import pod_config
 from tests.fakes.shim import until
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.cri.creation import Creation, image_volumes, log_file
 from zos_cri.cri.views import Views
 from zos_cri.errors import (
@@ -44,6 +45,7 @@ class Maker:
             handlers={"runc": HandlerSettings()},
             host=HostFacts(),
             metrics=bench.metrics,
+            cdi=CdiSpecs(()),
         )
         self.pod = ""
 
