@@ -27,7 +27,12 @@ class MergedView:
 
     def __init__(self, layers: Sequence[bytes]) -> None:
         """Args: layers: their directories, the base layer's first."""
-        self._roots = tuple(reversed(layers))
+        roots = []
+        for layer in reversed(layers):
+            roots.append(layer)
+            if is_opaque(layer):  # it hides all below; overlayfs is given no lower ones then
+                break
+        self._roots = tuple(roots)
 
     def find(self, path: bytes, *, follow: bool = True) -> bytes | None:
         """Where on the host lies what is called `path` in the merged tree; None where nothing is.

@@ -47,10 +47,10 @@ def prepare(
 
 def view(lowers: Sequence[Path], empty: Path) -> tuple[Mount, ...]:
     """A read-only mount of layers alone, for a volume that is an image."""
-    shown = visible(lowers)
-    if len(shown) == 1:
+    shown = visible(lowers) or (empty,)
+    if len(shown) == 1:  # overlayfs without an upper directory wants two lower ones
         return (Mount(type="bind", source=str(shown[0]), options=("rbind", "ro")),)
-    directories = ":".join(str(path) for path in (*shown, *(() if shown else (empty,))))
+    directories = ":".join(str(path) for path in shown)
     return (Mount(type="overlay", source="overlay", options=(f"lowerdir={directories}", "ro")),)
 
 

@@ -393,6 +393,24 @@ class ImageStore(Core):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._copiers, volumes.prepare, base, view, targets)
 
+    async def prepare_view(self, image_id: str, view_id: str) -> tuple[Mount, ...]:
+        """How an image is mounted read-only, as a volume; it keeps its layers until
+        `release_rootfs(view_id)`.
+
+        Raises:
+            NotFound: no such image.
+            InvalidArgument: the id isn't a plain name.
+        """
+        _check_id(view_id)
+        layers, chain = self.catalog.layers, self._image(image_id).chain_ids
+        await self._seals.check([layers[c].n for c in chain if c in layers])
+        return await self._write(self._prepare_view, image_id, view_id)
+
+    def _prepare_view(self, image_id: str, view_id: str) -> tuple[Mount, ...]:
+        image = self._image(image_id)
+        self.catalog.add_container(view_id, image_id, image.chain_ids)
+        return rootfs.view(self._layer_paths(image.chain_ids), self.layout.layer(0))
+
     async def release_rootfs(self, container_id: str) -> None:
         """Removes a container's writable layer, which must be unmounted. Idempotent."""
         _check_id(container_id)
