@@ -166,9 +166,9 @@ def test_streams_can_be_opened_again_by_any_user(node: Server, tmp_path: Path) -
             assert owner(f"/proc/{pid_of(cri, id_)}") == (FIRST + number, FIRST)
         status = cri.ContainerStatus(pb.ContainerStatusRequest(container_id=container)).status
         assert (status.user.linux.uid, status.user.linux.gid) == (1000, 0)
-    for id_, number in ((container, "1000"), (root, "0")):
+    for id_, name in ((container, "1000"), (root, "0")):
         wait_for(lambda id_=id_: "and errors" in node.crictl("logs", id_, check=False))
-        assert f"log of {number}" in node.crictl("logs", id_)
+        assert f"log of {name}" in node.crictl("logs", id_)
         reopen = "echo said > /dev/stdout; echo wrong > /dev/stderr"
         assert node.crictl("exec", id_, "sh", "-c", reopen) == "said"
         assert on_terminal(node, id_, "tty; echo said > $(tty)") == ["/dev/pts/0", "said"]
@@ -333,6 +333,6 @@ def test_an_old_runtime_is_not_trusted_with_it() -> None:
         with pytest.raises(grpc.RpcError) as refused:
             run_pod(cri, with_userns(node.pod()))
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "userns_options: the runtime handler" in refused.value.details()
+        assert "userns_options: the runtime handler" in str(refused.value.details())
         assert not cri.ListPodSandbox(pb.ListPodSandboxRequest()).items
         assert node.leftovers() == []

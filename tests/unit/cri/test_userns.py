@@ -52,6 +52,7 @@ def test_the_mappings_and_the_hosts_id_of_root():
     assert userns.of_pod(pod_config()) is None
     assert userns.root_of(None) == (0, 0)
     mappings = userns.of_pod(mapped(pod_config()))
+    assert mappings is not None
     assert mappings.mount_options() == (
         f"uidmap=0:{FIRST}:65536",
         f"gidmap=0:{FIRST + 1}:65536",
