@@ -26,7 +26,7 @@ from prometheus_client import start_http_server
 from zos_cri import __version__, reconcile
 from zos_cri._pb import container_pb2, image_pb2
 from zos_cri.config import Config, handlers
-from zos_cri.cri import runtime
+from zos_cri.cri import facts, runtime
 from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.cri.creation import Creation
 from zos_cri.cri.features import handler_features, handler_settings
@@ -313,6 +313,7 @@ class App:
             network=network,
             features=told,
             host=core.host,
+            cgroups=core.cgroups,
             streaming=streaming,
             stats=self._statistics(core, sandboxes, views),
         )
@@ -356,7 +357,11 @@ class App:
             containers=core.containers,
             execs=core.execs,
             rootfs=rootfs,
-            spec=ModuleSpecs(core.host, config.handlers[config.default_handler].oci_version),
+            spec=ModuleSpecs(
+                core.host,
+                config.handlers[config.default_handler].oci_version,
+                facts.host_devices,
+            ),
             exec_process=partial(exec_process, tty=False),
             usage=partial(usage, core.cgroups),
             handler=config.default_handler,

@@ -253,6 +253,32 @@ def test_a_kill_for_memory_while_no_server_runs(node: Server) -> None:
         assert ended(cri, container).reason == "OOMKilled"
 
 
+# Updates
+
+
+def test_oom_score_adj_of_what_runs(node: Server) -> None:
+    scores = "cat /proc/1/oom_score_adj /proc/$(cat /child)/oom_score_adj"
+    script = "sleep 1000 & echo $! > /child; wait"
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        resources = pb.LinuxContainerResources(oom_score_adj=300, cpu_shares=64)
+        linux = pb.LinuxContainerConfig(resources=resources)
+        container = node.run_container(cri, pod, "sh", "-c", script, linux=linux)
+        other = node.run_container(cri, pod, name="other", linux=linux)
+        assert says(cri, container, f"until [ -s /child ]; do :; done; {scores}").split() == [
+            *("300", "300")
+        ]
+        for wanted in (900, 950):
+            request = pb.UpdateContainerResourcesRequest(
+                container_id=container, linux=pb.LinuxContainerResources(oom_score_adj=wanted)
+            )
+            cri.UpdateContainerResources(request)
+            assert says(cri, container, scores).split() == [str(wanted)] * 2
+            reported = status_of(cri, container).resources.linux
+            assert (reported.oom_score_adj, reported.cpu_shares) == (wanted, 64)
+        assert says(cri, other, "cat /proc/1/oom_score_adj") == "300"
+
+
 # CDI
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.integration.test_crictl import wait_for
+from zos_cri.cri import facts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,3 +173,22 @@ def test_errors_leave_nothing(server: Server, network: str, root: Path) -> None:
     call("delete", "taken")
     call("delete", "taken", code=4)
     assert server.leftovers() == []
+
+
+def test_elevated_has_the_hosts_devices(server: Server, network: str, root: Path) -> None:
+    call = Caller(server, "tenant")
+    usual = {"/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"}
+    others = [node for node in facts.host_devices() if node.path not in usual]
+    if not others:
+        pytest.skip("this host has no device but the usual ones")
+    node = others[0]
+    for name, flags in (("plain", ()), ("elevated", ("--elevated",))):
+        call(
+            *("run", "--name", name, "--flist", str(root), "--net", network, *flags),
+            *("--", "sleep", "1000"),
+        )
+    show = ("--", "stat", "-c", "%t:%T", node.path)
+    assert call("exec", "elevated", *show) == f"{node.major:x}:{node.minor:x}"
+    call("exec", "plain", *show, code=1)
+    for name in ("plain", "elevated"):
+        call("delete", name)

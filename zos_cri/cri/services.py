@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zos_cri.cri.stats_targets import Statistics
     from zos_cri.cri.views import Views
     from zos_cri.images.store import ImageStore
+    from zos_cri.linux.cgroup import Cgroups
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
     from zos_cri.module.execs import Execs
@@ -43,5 +44,6 @@ class Services:
     network: Network
     features: Mapping[str, pb.RuntimeHandlerFeatures]
     host: HostFacts
+    cgroups: Cgroups
     streaming: StreamingServer
     stats: Statistics

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.linux import blocking
+from zos_cri.linux.oomscore import set_oom_score_adj
 from zos_cri.oci import resources
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
+
+RESCORE_TIMEOUT: Final = 10.0  # seconds; one that is written to takes microseconds
 
 
 async def update_container_resources(
@@ -23,11 +28,19 @@ async def update_container_resources(
         Error: the runtime refused; nothing is changed then.
     """
     record = services.creation.container(request.container_id)
+
+    async def rescore(spec: dict[str, Any]) -> None:
+        """No runtime's update does it: the processes that run are given it one by one."""
+        pids = partial(services.cgroups.pids, record.meta.cgroup)
+        value = spec["process"]["oomScoreAdj"]
+        await blocking.call(set_oom_score_adj, pids, value, timeout=RESCORE_TIMEOUT)
+
     await services.containers.update(
         record.meta.id,
         lambda spec: resources.merge_update(spec, request.linux, services.host),
         lambda: resources.merge_reported(
             services.views.resources(services.creation.container(record.meta.id)), request.linux
         ).SerializeToString(),
+        rescore if request.linux.oom_score_adj else None,
     )
     return pb.UpdateContainerResourcesResponse()

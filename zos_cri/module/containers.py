@@ -351,12 +351,14 @@ class Containers:
         id_: str,
         change: Callable[[dict[str, Any]], dict[str, Any]],
         reported: Callable[[], bytes],
+        also: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
     ) -> None:
         """Changes a container's limits, in its spec and where it runs in its cgroup as well.
 
         Args:
             change: the new OCI spec, given the present one.
             reported: what `ContainerStatus.resources` is to hold afterwards.
+            also: what else to do by the new spec where the container runs.
 
         Raises:
             NotFound: no such container.
@@ -364,13 +366,14 @@ class Containers:
             Error: the runtime refused; nothing is changed then.
         """
         meta = self.table.find(id_).meta
-        await self._joins.alone(lambda: self._update(meta, change, reported))
+        await self._joins.alone(lambda: self._update(meta, change, reported, also))
 
     async def _update(
         self,
         meta: ContainerMeta,
         change: Callable[[dict[str, Any]], dict[str, Any]],
         reported: Callable[[], bytes],
+        also: Callable[[dict[str, Any]], Awaitable[None]] | None,
     ) -> None:
         async with self._lock(meta.id):
             status = self.table.find(meta.id).status
@@ -379,6 +382,8 @@ class Containers:
             spec = change(await blocking.call(bundles.read_config, Path(meta.bundle)))
             if status.state is ContainerState.RUNNING:
                 await self._shim(meta).task.update(meta.id, spec["linux"]["resources"])
+                if also is not None:
+                    await also(spec)
             await blocking.call(bundles.write_config, Path(meta.bundle), spec)
             resources = reported()
             await self.table.update(

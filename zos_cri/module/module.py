@@ -51,7 +51,10 @@ class RootfsProvider(Protocol):
 
 
 class SpecBuilder(Protocol):
-    """Makes the OCI spec of a module container (`zos_cri.oci`, with this host's facts)."""
+    """Makes the OCI spec of a module container (`zos_cri.oci`, with this host's facts).
+
+    It is called in a thread: an elevated container's has the host's devices.
+    """
 
     def __call__(self, *, id: str, container: Container, cgroup: str) -> dict[str, Any]: ...  # noqa: A002
 
@@ -116,6 +119,9 @@ class ContainerModule:
             log = self.log_path(ns, container.name)
             await blocking.call(_prepare_log, log, container.interactive)
             cgroup = f"/zos/{ns}/{id_}"
+            spec = await blocking.call(
+                partial(self._spec, id=id_, container=container, cgroup=cgroup)
+            )
             await self._containers.create(
                 NewContainer(
                     id=id_,
@@ -123,7 +129,7 @@ class ContainerModule:
                     name=container.name,
                     group=id_,
                     handler=self._handler,
-                    spec=self._spec(id=id_, container=container, cgroup=cgroup),
+                    spec=spec,
                     cgroup=cgroup,
                     rootfs=rootfs,
                     stdio=_stdio(log, container.interactive),

@@ -9,6 +9,8 @@ from zos_cri.module.model import Usage
 from zos_cri.oci.module import ModuleContainer, ModuleMount, module_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zos_cri.linux.cgroup import Cgroups
     from zos_cri.module.model import Container
     from zos_cri.oci.base import DeviceNode
@@ -19,11 +21,14 @@ class ModuleSpecs:
     """Makes OCI specs of module containers, with this host's facts."""
 
     def __init__(
-        self, host: HostFacts, oci_version: str, devices: tuple[DeviceNode, ...] = ()
+        self,
+        host: HostFacts,
+        oci_version: str,
+        devices: Callable[[], tuple[DeviceNode, ...]] = tuple,
     ) -> None:
         """
         Args:
-            devices: the host's, for elevated containers.
+            devices: finds the host's, for elevated containers; some milliseconds.
         """
         self._host = host
         self._oci_version = oci_version
@@ -57,7 +62,7 @@ class ModuleSpecs:
             ),
             self._host,
             oci_version=self._oci_version,
-            devices=self._devices,
+            devices=self._devices() if container.elevated else (),
         )
 
 

@@ -306,6 +306,23 @@ async def test_update_of_a_created_container_is_in_its_spec_only(bench):
     assert b'"limit":7' in (bench.shims.bundles / ID / "config.json").read_bytes()
 
 
+async def test_what_else_an_update_does_is_for_what_runs_and_may_fail(bench):
+    specs = []
+
+    async def also(spec):
+        specs.append(spec)
+        raise Unavailable("not now")
+
+    await bench.create()
+    await bench.containers.update(ID, larger, lambda: b"7", also)
+    assert specs == []
+    await bench.containers.start(ID)
+    with pytest.raises(Unavailable):
+        await bench.containers.update(ID, larger, lambda: b"8", also)
+    assert specs[0]["linux"] == {"resources": {"memory": {"limit": 7}}}
+    assert bench.status().resources == b"7"
+
+
 async def test_an_update_that_is_refused_changes_nothing(bench):
     await bench.run()
     before = (bench.shims.bundles / ID / "config.json").read_bytes()
