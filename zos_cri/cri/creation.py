@@ -18,6 +18,7 @@ from zos_cri.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    Unimplemented,
 )
 from zos_cri.linux import blocking
 from zos_cri.log import bind, get_log
@@ -133,6 +134,7 @@ class Creation:
         self, id_: str, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
     ) -> None:
         image = await self._image(config)
+        _check_mounts(config)
         inputs = await self._inputs(id_, sandbox, config, image)
         handler = self._handlers[sandbox.handler]
         pod_config = self._views.config(sandbox)
@@ -318,6 +320,12 @@ def log_file(directory: str, path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise InvalidArgument(f'log_path: "{path}" leads out of {directory}')
     return str(Path(directory, path))
+
+
+def _check_mounts(config: pb.ContainerConfig) -> None:
+    for index, mount in enumerate(config.mounts):
+        if mount.HasField("image"):
+            raise Unimplemented(f"mounts[{index}].image: mounts of images are not supported yet")
 
 
 def image_volumes(config: pb.ContainerConfig, image: Image) -> tuple[str, ...]:

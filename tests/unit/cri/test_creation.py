@@ -20,6 +20,7 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
     Unavailable,
+    Unimplemented,
 )
 from zos_cri.oci.container import HandlerSettings
 from zos_cri.oci.host import HostFacts
@@ -118,6 +119,11 @@ async def test_the_same_call_joins_or_finds_and_another_is_refused(maker):
         ({"log_path": "../x"}, InvalidArgument, "leads out of"),
         ({"working_dir": "relative"}, InvalidArgument, "working_dir"),
         ({"stop_signal": 1000}, InvalidArgument, "stop_signal"),
+        (
+            {"mounts": [pb.Mount(container_path="/x", image=pb.ImageSpec(image="busybox"))]},
+            Unimplemented,
+            r"mounts\[0\].image: mounts of images",
+        ),
     ],
 )
 async def test_what_is_wrong_is_named_and_nothing_is_left(maker, fields, error, says):
