@@ -13,9 +13,11 @@ import stat
 import threading
 from typing import TYPE_CHECKING
 
+import cramjam
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from tests.fakes.flists import BLOCK, Flist, seal
+from tests.fakes.flists import BLOCK, Flist, blake, seal
 from zos_cri.errors import DataLoss, Error, InvalidArgument, NotFound, Unavailable
 from zos_cri.images.store import ImageStore
 
@@ -224,6 +226,21 @@ async def test_a_wrong_key(store: ImageStore, tmp_path: Path) -> None:
     flist.close()
     flist.write_blocks(tmp_path / "blocks")
     with pytest.raises(DataLoss, match=r"f: block .* can't be decrypted"):
+        await store.pull(str(path))
+
+
+async def test_a_content_that_its_key_does_not_name(store: ImageStore, tmp_path: Path) -> None:
+    """Encrypted rightly, by a key that isn't the content's hash: a swapped block."""
+    path = tmp_path / "root.fl"
+    flist = Flist(path, [(0, 255, f"dir://{tmp_path}/blocks")])
+    flist.file("/f", b"content")
+    key = blake(b"another")
+    stored = AESGCM(key).encrypt(key[:12], bytes(cramjam.snappy.compress_raw(b"swapped")), None)
+    flist.blocks = {blake(stored): stored}
+    flist.db.execute("UPDATE block SET id = ?, key = ?", (blake(stored), key))
+    flist.close()
+    flist.write_blocks(tmp_path / "blocks")
+    with pytest.raises(DataLoss, match=r"f: block .* another hash than its key says"):
         await store.pull(str(path))
 
 
