@@ -4,6 +4,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from zos_cri._pb import cri_pb2 as pb
@@ -109,6 +110,21 @@ async def test_what_is_unchanged_is_not_read_again(
     rewrite(path, spec(A="2"))
     assert await env(specs, "vendor.com/x=A") == ("A=2",)
     assert len(read) == 2
+
+
+@pytest.mark.parametrize(("after", "value"), [(1, "1"), (2 * 10**9, "old")])
+def test_what_was_read_right_after_it_was_written_is_not_trusted(
+    tmp_path: Path, after: int, value: str
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(spec(A="old"))
+    old = module._read(str(path), None)
+    path.write_text(spec(A="1"))
+    stamp = module._read(str(path), None).stamp
+    known = msgspec.structs.replace(old, stamp=stamp, read_at=max(stamp[3:]) + after)
+    found = module._read(str(path), known).spec
+    assert found is not None
+    assert found.devices[0].container_edits.env == (f"A={value}",)
 
 
 @pytest.mark.parametrize("name", ["bad.json", "bad.yaml"])
