@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from zos_cri.errors import InvalidArgument
-from zos_cri.linux.mount import mounts_below
+from zos_cri.linux.mount import mount_of
 from zos_cri.oci.base import DeviceNode
 from zos_cri.oci.devices import DeviceFacts
 from zos_cri.oci.mounts import PRIVATE, MountFacts
@@ -53,19 +53,8 @@ def mount_facts(mount: pb.Mount) -> MountFacts:
             ) from error
     if mount.propagation == PRIVATE:
         return MountFacts(source=source)
-    info = _mount_of(source)
+    info = mount_of(source)
     return MountFacts(source=source, propagation=_propagation(info), mount_point=info.target)
-
-
-def _mount_of(path: str) -> MountInfo:
-    """The mount that a path is on: of the last one mounted at its longest prefix."""
-    best: MountInfo | None = None
-    for info in mounts_below("/"):
-        inside = path == info.target or path.startswith(info.target.rstrip("/") + "/")
-        if inside and (best is None or len(info.target) >= len(best.target)):
-            best = info
-    assert best is not None, "the root is a mount"
-    return best
 
 
 def _propagation(info: MountInfo) -> Propagation:

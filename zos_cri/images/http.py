@@ -18,7 +18,7 @@ import msgspec
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 
-from zos_cri.errors import Error, FailedPrecondition
+from zos_cri.errors import FailedPrecondition, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ _USER_AGENT: Final = "zos-cri"
 _ERROR_BODY: Final = 4096
 
 
-class TransferError(Error):
+class TransferError(Unavailable):
     """The connection, or what came over it, failed; another try or another host may do better.
 
     Attributes:

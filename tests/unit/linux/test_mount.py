@@ -294,11 +294,19 @@ def test_a_tree_goes_with_stacked_and_odd_names(place):
 
 
 def test_a_tree_that_grows_again_is_given_up(monkeypatch):
-    info = mounts.parse_mountinfo("1 0 0:1 / /x/y rw - tmpfs t rw")
-    monkeypatch.setattr(mounts, "all_mounts", lambda: [info])
+    monkeypatch.setattr(mounts, "_mountinfo", lambda: [b"1 0 0:1 / /x/y rw - tmpfs t rw"])
     monkeypatch.setattr(syscalls, "umount2", lambda *_args: None)
     with pytest.raises(Busy, match="1 mounts keep coming back"):
         unmount_tree("/x")
+
+
+@root
+def test_a_place_with_blanks_and_backslashes_is_found(place):
+    there = place / "a b\tc\\d"
+    there.mkdir()
+    mount(tmpfs("size=4k"), str(there))
+    assert [m.target for m in mounts.mounts_below(str(there))] == [str(there)]
+    assert mounts.mounts_below(f"{place}/a") == []
 
 
 @root
