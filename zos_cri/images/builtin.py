@@ -102,8 +102,10 @@ def make(
     _write(blob_path(diff_id), archive)
     staging.mkdir(mode=0o755)
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        # ours, made three lines above; the reader for others' archives is elsewhere
-        tar.extractall(staging, filter="fully_trusted")
+        # Ours, made three lines above; the reader for others' archives is elsewhere. Python 3.11.2,
+        # which is Debian 12's, has no argument for it yet.
+        tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)
+        tar.extractall(staging)
     os.chmod(staging, 0o755)
     usage = tree_usage(os.fsencode(staging))
     config = _json(

@@ -422,32 +422,27 @@ def unmount_tree(path: str, *, lazy: bool = False) -> None:
 
 
 def mounts_below(path: str) -> list[MountInfo]:
-    """The mounts at and below `path`, in the kernel's order. Symbolic links in its parent count.
-
-    No mount is touched, so one on a dead server doesn't hold this up.
-    """
+    """The mounts at and below `path`, in the kernel's order. Symbolic links in its parent count."""
+    # No mount is touched, so one on a dead server doesn't hold this up.
     parent, name = os.path.split(os.path.abspath(path))
     place = os.path.join(os.path.realpath(parent), name) if name else "/"
     below = place.rstrip("/") + "/"
     # Hosts have thousands of mounts: only lines that name the place at all are taken apart.
-    named = os.fsencode(" " + _escape(place.rstrip("/")))
+    escaped = re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", place.rstrip("/"))
+    named = os.fsencode(" " + escaped)
     found = [parse_mountinfo(os.fsdecode(line)) for line in _mountinfo() if named in line]
     return [m for m in found if m.target == place or m.target.startswith(below)]
 
 
 def mount_of(path: str) -> MountInfo:
-    """The mount that `path` (absolute, without symbolic links) lies on; for propagation checks.
-
-    Raises:
-        Internal: /proc/self/mountinfo lists none (we run in an unmounted root).
-    """
+    """The mount that `path` (absolute, without symbolic links) lies on; for propagation checks."""
     best: MountInfo | None = None
     for m in all_mounts():
         inside = path == m.target or path.startswith(m.target.rstrip("/") + "/")
         # of mounts stacked on one place the last one listed is on top
         if inside and (best is None or len(m.target) >= len(best.target)):
             best = m
-    if best is None:
+    if best is None:  # we run in an unmounted root
         raise Internal(f"no mount holds {path}")
     return best
 
@@ -480,11 +475,6 @@ def parse_mountinfo(line: str) -> MountInfo:
         master=int(tags["master"]) if "master" in tags else None,
         unbindable="unbindable" in tags,
     )
-
-
-def _escape(text: str) -> str:
-    """As the kernel writes a path in mountinfo."""
-    return re.sub(r"[ \t\n\\]", lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def _unescape(text: str) -> str:
