@@ -25,7 +25,7 @@ EXIT_RUNNING: Final = 3  # the exit code of a logger that finds another one at i
 _LENGTH: Final = struct.Struct(">I")
 
 
-class ProtocolError(Error):
+class ProtocolError(Internal):
     """The peer broke the framing; the connection is of no more use."""
 
 
