@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from zos_cri.errors import Error, InvalidArgument
+from zos_cri.errors import Internal, InvalidArgument
 from zos_cri.wire.crilog import DEFAULT_MAX_LINE
 
 MAX_REQUEST: Final = 64 * 1024  # an Attach with four paths of PATH_MAX is 17 KiB
