@@ -7,6 +7,7 @@ import resource
 import pytest
 
 from zos_cri.linux import host, spawn
+from zos_cri.oci.host import CAPABILITIES
 
 root = pytest.mark.root
 
@@ -17,7 +18,7 @@ async def test_this_host():
     assert release.startswith(f"{facts.kernel[0]}.{facts.kernel[1]}")
     assert facts.kernel_release == release
     assert len(facts.boot_id) == 36
-    assert facts.effective <= frozenset(host.CAPABILITIES)
+    assert facts.effective <= frozenset(CAPABILITIES)
     assert facts.memory_bytes == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     assert facts.hard_limits["RLIMIT_NOFILE"] == (None if hard == resource.RLIM_INFINITY else hard)
