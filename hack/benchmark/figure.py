@@ -11,8 +11,8 @@ from hack.benchmark.report import Ratio, figure, measured_rows, pooled, ratio
 if TYPE_CHECKING:
     from hack.benchmark.report import Result, Row
 
-WIDTH: Final = 900
-LEFT: Final = 300  # pixels for titles
+WIDTH: Final = 960
+LEFT: Final = 360  # pixels for titles
 RIGHT: Final = 170  # for figures
 LINE: Final = 26
 TOP: Final = 74
