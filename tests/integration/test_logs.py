@@ -7,6 +7,7 @@ ZOS_CRI_LOG_ROTATIONS, ZOS_CRI_LOG_KILLS (of the server).
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -224,7 +225,8 @@ def test_output_kept_open_holds_the_exit_back_for_two_seconds(node: Server) -> N
         pod = node.run_pod(cri, "logs")
         script = "echo said; until [ -e /go ]; do usleep 10000; done; exit 3"
         id_ = node.run_container(cri, pod, "sh", "-c", script)
-        (pid,) = [pid for pid, line in node.processes() if line.startswith("sh -c echo said")]
+        request = pb.ContainerStatusRequest(container_id=id_, verbose=True)
+        pid = json.loads(cri.ContainerStatus(request).info["info"])["pid"]
         # A child of its own couldn't: shims kill what is left in a container whose init has ended.
         with Path(f"/proc/{pid}/fd/1").open("wb"):
             touch(node, id_, "/go")
