@@ -61,6 +61,7 @@ class Server:
     """`zos-cri serve` as a process of its own."""
 
     def __init__(self, runtime: Runtime, *, cni: bool = False, extra: str = "") -> None:
+        self.runtime = runtime
         self.tag = f"zt{secrets.token_hex(3)}"
         # Short, for unix sockets have 107 characters; and not below /tmp, which may be an overlay.
         self.run = Path("/run") / self.tag

@@ -126,7 +126,8 @@ class Writer:
 
 def logger_pid(server: Server) -> int:
     lines = subprocess.run(["pgrep", "-f", str(server.run / "logger.sock")], capture_output=True)
-    (pid,) = map(int, lines.stdout.split())
+    # Whoever started it may not have ended yet; the logger itself leads a session.
+    (pid,) = [pid for pid in map(int, lines.stdout.split()) if os.getsid(pid) == pid]
     return pid
 
 

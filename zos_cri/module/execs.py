@@ -18,7 +18,7 @@ from zos_cri.shim import bundle as bundles
 from zos_cri.streaming.pipes import open_read_end, open_write_end
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
@@ -31,6 +31,7 @@ EXEC_TIMEOUT: Final = 60.0  # the runtime's own exec takes 20 ms; a frozen conta
 KILL_TIMEOUT: Final = 10.0  # from SIGKILL to the exit
 DELETE_TIMEOUT: Final = 15.0  # the shim itself waits up to 10 s for the output's end
 DELETE_PATIENCE: Final = 0.5  # takes 1 ms, unless a child keeps the output open
+_OUTPUTS: Final = ("stdout", "stderr")
 _CHUNK: Final = 1 << 16  # a pipe's default size
 
 
@@ -56,6 +57,7 @@ class Exec:
         self._directory = directory
         self._shim = shim
         self._behind = behind
+        self._with_stdin = False
         self._starting: asyncio.Task[int] | None = None
         self._wait: asyncio.Task[int] | None = None
 
@@ -71,6 +73,7 @@ class Exec:
         Raises:
             Error: the shim or the runtime failed.
         """
+        self._with_stdin = "stdin" in streams
         paths = self._open(streams)
         task = self._shim.task
         await task.exec(
@@ -154,10 +157,8 @@ class Exec:
                 _log.warning("exec outlived SIGKILL", container=self.container, exec=self.id)
             elif not self._wait.cancelled():
                 self._wait.exception()
-        for name in ("stdin", "stdin_guard", "stdout", "stderr"):
-            descriptor = self.take(name)
-            if descriptor >= 0:
-                os.close(descriptor)
+        for name in ("stdin", "stdin_guard"):
+            _close(self.take(name))
         deletion = asyncio.create_task(self._delete(), name=f"delete exec {self.id}")
         self._behind.add(deletion)
         deletion.add_done_callback(self._behind.discard)
@@ -165,14 +166,24 @@ class Exec:
         await asyncio.wait((deletion,), timeout=DELETE_PATIENCE)
 
     async def _delete(self) -> None:
-        try:
-            await self._shim.task.delete(self.container, self.id, timeout=DELETE_TIMEOUT)
-        except NotFound:
-            pass
-        except Error as error:
-            _log.warning(
-                "exec not deleted", container=self.container, exec=self.id, error=one_line(error)
-            )
+        with _drained(self._directory):
+            for name in _OUTPUTS:
+                _close(self.take(name))
+            try:
+                if self._with_stdin:
+                    # runc's shims keep a writer of their own to a FIFO that is a terminal's input,
+                    # and Delete doesn't close it: with it each exec would cost four descriptors.
+                    await self.end_stdin()
+                await self._shim.task.delete(self.container, self.id, timeout=DELETE_TIMEOUT)
+            except NotFound:
+                pass
+            except Error as error:
+                _log.warning(
+                    "exec not deleted",
+                    container=self.container,
+                    exec=self.id,
+                    error=one_line(error),
+                )
         _remove_fifos(self._directory)
 
     async def _end_start(self) -> None:
@@ -216,15 +227,17 @@ class Execs:
         for directory in await blocking.call(_directories, self._directory):
             shim = self._containers.shim_of(directory.parent.name)
             if shim is not None:
-                try:
-                    await shim.task.kill(directory.parent.name, signal.SIGKILL, directory.name)
-                    await shim.task.wait(
-                        directory.parent.name, directory.name, timeout=KILL_TIMEOUT
-                    )
-                    await shim.task.delete(directory.parent.name, directory.name)
-                except Error as error:
-                    _log.info("exec of an earlier server", exec=directory.name, error=error)
+                with _drained(directory):
+                    await self._end(shim, directory.parent.name, directory.name)
             _remove_fifos(directory)
+
+    async def _end(self, shim: Shim, container: str, exec_id: str) -> None:
+        try:
+            await shim.task.kill(container, signal.SIGKILL, exec_id)
+            await shim.task.wait(container, exec_id, timeout=KILL_TIMEOUT)
+            await shim.task.delete(container, exec_id)
+        except Error as error:
+            _log.info("exec of an earlier server", exec=exec_id, error=one_line(error))
 
     async def open(
         self,
@@ -312,7 +325,7 @@ class _Capture:
     def __init__(self, fd: int, limit: int) -> None:
         self.data = bytearray()
         self.truncated = False
-        self._fd = fd
+        self.fd = fd  # stays its owner's
         self._limit = limit
         self._loop = asyncio.get_running_loop()
         self.eof: asyncio.Future[None] = self._loop.create_future()
@@ -320,7 +333,7 @@ class _Capture:
 
     def _read(self) -> None:
         try:
-            chunk = os.read(self._fd, _CHUNK)
+            chunk = os.read(self.fd, _CHUNK)
         except BlockingIOError:
             return
         if not chunk:
@@ -332,8 +345,32 @@ class _Capture:
 
     def close(self) -> None:
         if not self.eof.done():
-            self._loop.remove_reader(self._fd)
+            self._loop.remove_reader(self.fd)
             self.eof.set_result(None)
+
+
+@contextlib.contextmanager
+def _drained(directory: Path) -> Iterator[None]:
+    """Reads and drops what an ended exec has written, for as long as the shim is deleting it.
+
+    A shim keeps reading ends of its own open: what it can't write to a FIFO that nobody reads any
+    more it would wait with for ever, and the FIFO would stay.
+    """
+    drains = []
+    for name in _OUTPUTS:
+        with contextlib.suppress(FileNotFoundError):
+            drains.append(_Capture(open_read_end(str(directory / name)), 0))
+    try:
+        yield
+    finally:
+        for drain in drains:
+            drain.close()
+            os.close(drain.fd)
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def _directories(root: Path) -> list[Path]:
