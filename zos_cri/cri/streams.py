@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from zos_cri.cri.taps import Taps
 from zos_cri.errors import NotFound
-from zos_cri.linux import blocking
 from zos_cri.oci import process
 from zos_cri.streaming.dial import dial
 from zos_cri.streaming.pipes import FdReader, FdWriter, PipeProcess
@@ -100,7 +99,8 @@ class Streams:
         taps = Taps(self._output, meta.id, [name for name, on in outputs.items() if on])
         await taps.open()
         try:
-            stdin = await blocking.call(_open_stdin, meta.stdio.stdin) if with_stdin else -1
+            # In the loop: it takes no time, and a thread's descriptor would be lost to a cancel.
+            stdin = _open_stdin(meta.stdio.stdin) if with_stdin else -1
         except BaseException:
             taps.close()
             raise
