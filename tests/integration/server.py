@@ -119,7 +119,7 @@ runtime = "{runtime.runtime}"
                 stdin=subprocess.DEVNULL,
             )
         deadline = time.monotonic() + START_TIMEOUT
-        while b"zos_cri.app serving" not in self._since(begin):
+        while b"zos_cri.app.server serving" not in self._since(begin):
             code = self.process.poll()
             if code is not None or time.monotonic() > deadline:
                 raise AssertionError(f"server: exit code {code}: {self._since(begin).decode()}")

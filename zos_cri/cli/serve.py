@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _serve(settings: Config) -> None:
-    from zos_cri.app import App  # noqa: PLC0415 gRPC reads its environment when imported
+    from zos_cri.app.server import App  # noqa: PLC0415 gRPC reads its environment when imported
 
     await App(settings).run()
 

@@ -1,0 +1,145 @@
+"""Builds what the module and CRI are both built on, and the module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zos_cri.config import Config, handlers
+from zos_cri.cri import facts
+from zos_cri.host import host_facts
+from zos_cri.images.store import ImageStore
+from zos_cri.linux import blocking
+from zos_cri.linux.cgroup import Cgroups
+from zos_cri.log import get_log
+from zos_cri.metrics import Metrics
+from zos_cri.module.containers import Containers
+from zos_cri.module.execs import Execs
+from zos_cri.module.module import ContainerModule
+from zos_cri.module.specs import ModuleSpecs, usage
+from zos_cri.oci.process import exec_process
+from zos_cri.shim.bootstrap import DialectCache
+from zos_cri.shim.events import Event, EventServer
+from zos_cri.shim.launch import Launcher, temporary
+from zos_cri.shim.manager import ShimManager
+from zos_cri.shim.publish import write_executable
+from zos_cri.store.db import Database
+
+if TYPE_CHECKING:
+    from contextlib import AsyncExitStack
+
+    from zos_cri.module.rootfs import DirectoryRootfs
+    from zos_cri.oci.host import HostFacts
+
+_log = get_log(__name__)
+
+SHIM_NAMESPACE: Final = "zos"
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """What the module and CRI are both built on."""
+
+    config: Config
+    database: Database
+    containers: Containers
+    execs: Execs
+    shims: ShimManager
+    images: ImageStore
+    cgroups: Cgroups
+    metrics: Metrics
+    host: HostFacts
+
+
+async def build_core(config: Config, undo: AsyncExitStack) -> Core:
+    """Opens the state and the images, and serves the shims' events.
+
+    Raises:
+        Error: something can't be had; `undo` ends what was begun.
+    """
+    cgroups = Cgroups()
+    host = await host_facts(cgroups)
+    metrics = Metrics()
+    database = Database(config.state_dir / "state.db")
+    undo.callback(database.close)
+    metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)
+    shims = await _shims(config, undo)
+    containers = Containers(
+        table=database.containers,
+        shims=shims,
+        handlers=handlers(config),
+        bundle_dir=shims.bundles,
+        metrics=metrics,
+        oom_kills=cgroups.oom_kills,
+        drain_timeout=config.exec.drain_timeout,
+    )
+    execs = Execs(
+        containers=containers,
+        directory=config.run_dir / "exec",
+        metrics=metrics,
+        drain_timeout=config.exec.drain_timeout,
+    )
+    images = await _images(config, metrics, undo)
+    return Core(config, database, containers, execs, shims, images, cgroups, metrics, host)
+
+
+async def _shims(config: Config, undo: AsyncExitStack) -> ShimManager:
+    run = config.run_dir
+    address = str(run / "events.sock")
+    publish = run / "publish"
+    write_executable(publish, address)
+    events = EventServer(_ignore_event)
+    await events.start(address)
+    undo.push_async_callback(events.close)
+    launcher = Launcher(
+        namespace=SHIM_NAMESPACE,
+        events_address=address,
+        grpc_address=str(config.socket),
+        publish_binary=str(publish),
+        socket_dir=str(run / "s"),
+        dialects=DialectCache(config.state_dir / "dialects.json"),
+        # Where a shim mounts layers for a moment to map their ids.
+        environment={"TMPDIR": str(await blocking.call(temporary, run))},
+    )
+    shims = ShimManager(bundles=run / "bundles", launcher=launcher, namespace=SHIM_NAMESPACE)
+    undo.push_async_callback(shims.close)
+    return shims
+
+
+async def _images(config: Config, metrics: Metrics, undo: AsyncExitStack) -> ImageStore:
+    images = ImageStore(
+        config.state_dir / "images",
+        busybox=Path(config.images.busybox),
+        certs_dirs=[Path(each) for each in config.images.certs_dirs],
+        on_report=metrics.pulled,
+    )
+    await images.start()
+    undo.push_async_callback(images.aclose)
+    await images.ensure_builtin()
+    return images
+
+
+def build_module(core: Core, rootfs: DirectoryRootfs) -> ContainerModule:
+    """The module's own service: Run, Inspect, Delete and what goes with them."""
+    config = core.config
+    return ContainerModule(
+        containers=core.containers,
+        execs=core.execs,
+        rootfs=rootfs,
+        spec=ModuleSpecs(
+            core.host,
+            config.handlers[config.default_handler].oci_version,
+            facts.host_devices,
+        ),
+        exec_process=partial(exec_process, tty=False),
+        usage=partial(usage, core.cgroups),
+        handler=config.default_handler,
+        logs=Path(config.server.logs),
+    )
+
+
+def _ignore_event(event: Event) -> None:
+    """Exits are learnt by Wait; a shim without a listener for its events would only retry."""
+    _log.debug("shim event", topic=event.topic)

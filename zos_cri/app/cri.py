@@ -1,0 +1,183 @@
+"""Builds the services of CRI."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from zos_cri.config import handlers
+from zos_cri.cri.cdi import CdiSpecs
+from zos_cri.cri.creation import Creation
+from zos_cri.cri.features import handler_features, handler_settings
+from zos_cri.cri.init import PodInits
+from zos_cri.cri.output import Output
+from zos_cri.cri.sandboxes import Sandboxes
+from zos_cri.cri.services import Services
+from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
+from zos_cri.cri.streams import Streams
+from zos_cri.cri.views import Views
+from zos_cri.errors import Error, one_line
+from zos_cri.log import get_log
+from zos_cri.network.cni import Network
+from zos_cri.stats.collector import KernelCollector
+from zos_cri.stats.metrics import Encoder
+from zos_cri.stats.sampler import Sampler
+from zos_cri.stdio.client import LoggerClient
+from zos_cri.streaming.server import StreamingServer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Set
+    from contextlib import AsyncExitStack
+
+    from zos_cri.app.core import Core
+    from zos_cri.config import StreamingConfig
+    from zos_cri.oci.container import HandlerSettings
+
+_log = get_log(__name__)
+
+
+async def build_services(core: Core, undo: AsyncExitStack) -> Services:
+    """What the RPCs of CRI are functions of.
+
+    Raises:
+        Error: something can't be had; `undo` ends what was begun.
+    """
+    config = core.config
+    features = {
+        name: await core.shims.features(handler) for name, handler in handlers(config).items()
+    }
+    settings = handler_settings(config, features)
+    told = handler_features(features)
+    network = Network(
+        conf_dir=config.cni.conf_dir,
+        bin_dirs=config.cni.bin_dirs,
+        cache_dir=config.state_dir / "cni",
+        plugin_timeout=config.cni.plugin_timeout,
+        conf_template=config.cni.conf_template or None,
+    )
+    views = Views()
+    output = _output(core, undo)
+    mapped = {name for name, feature in told.items() if feature.user_namespaces}
+    sandboxes = _sandboxes(core, network, settings, mapped)
+    undo.push_async_callback(sandboxes.settle)
+    creation = Creation(
+        containers=core.containers,
+        sandboxes=sandboxes,
+        images=core.images,
+        output=output,
+        views=views,
+        handlers=settings,
+        host=core.host,
+        metrics=core.metrics,
+        cdi=CdiSpecs(config.cdi.dirs),
+    )
+    streams = Streams(
+        containers=core.containers,
+        sandboxes=sandboxes,
+        creation=creation,
+        execs=core.execs,
+        output=output,
+        views=views,
+    )
+    return Services(
+        config=config,
+        metrics=core.metrics,
+        containers=core.containers,
+        execs=core.execs,
+        sandboxes=sandboxes,
+        creation=creation,
+        views=views,
+        output=output,
+        images=core.images,
+        network=network,
+        features=told,
+        host=core.host,
+        cgroups=core.cgroups,
+        streaming=await _streaming(config.streaming, streams, undo),
+        stats=_statistics(core, sandboxes, views, undo),
+    )
+
+
+def _output(core: Core, undo: AsyncExitStack) -> Output:
+    config = core.config
+    logger = LoggerClient(config.run_dir / "logger.sock", state_dir=config.run_dir / "logger")
+    undo.push_async_callback(logger.aclose)
+    # Beside what follows: the first log needs it, and where one died containers wait for it.
+    waking = asyncio.create_task(_wake(logger))
+    undo.callback(waking.cancel)
+    return Output(
+        logger=logger,
+        directory=config.run_dir / "fifo",
+        max_line=config.container_log.max_line_size,
+        drain_timeout=config.exec.drain_timeout,
+    )
+
+
+def _sandboxes(
+    core: Core,
+    network: Network,
+    settings: Mapping[str, HandlerSettings],
+    user_namespaces: Set[str],
+) -> Sandboxes:
+    config = core.config
+    return Sandboxes(
+        table=core.database.sandboxes,
+        containers=core.containers,
+        shims=core.shims,
+        handlers=handlers(config),
+        default_handler=config.default_handler,
+        network=network,
+        init=PodInits(
+            containers=core.containers,
+            program=config.init,
+            directory=config.state_dir / "init",
+            handlers=settings,
+            host=core.host,
+        ),
+        directory=config.run_dir / "sandboxes",
+        metrics=core.metrics,
+        user_namespaces=user_namespaces,
+    )
+
+
+def _statistics(core: Core, sandboxes: Sandboxes, views: Views, undo: AsyncExitStack) -> Statistics:
+    settings = core.config.stats
+    targets = CriTargets(core.containers, sandboxes, views)
+    sampler = Sampler(
+        targets=targets,
+        collector=KernelCollector(core.cgroups, open_files=settings.open_files),
+        layers=core.images.container_usage,
+        encoder=Encoder(),
+        mountpoint=str(core.images.layout.root),
+        interval=settings.interval,
+    )
+    undo.push_async_callback(sampler.aclose)
+    core.containers.subscribe(follow(sampler))
+    return Statistics(sampler, targets)
+
+
+async def _streaming(
+    settings: StreamingConfig, streams: Streams, undo: AsyncExitStack
+) -> StreamingServer:
+    host, _, port = settings.address.rpartition(":")
+    on_socket = settings.address.startswith("/")
+    server = StreamingServer(
+        streams,
+        address=host.strip("[]"),
+        port=0 if on_socket else int(port),
+        socket_path=settings.address if on_socket else None,
+        tls_cert=settings.tls_cert or None,
+        tls_key=settings.tls_key or None,
+        creation_timeout=settings.creation_timeout,
+        idle_timeout=settings.idle_timeout,
+    )
+    await server.start()
+    undo.push_async_callback(server.aclose)
+    return server
+
+
+async def _wake(logger: LoggerClient) -> None:
+    try:
+        await logger.ensure()
+    except Error as error:
+        _log.error("no logger", error=one_line(error))

@@ -1,0 +1,130 @@
+"""Where the server is reached: the gRPC socket and the metrics port; and what systemd is told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from prometheus_client import start_http_server
+
+from zos_cri._pb import container_pb2, image_pb2
+from zos_cri.cri import runtime
+from zos_cri.cri.rpc import Rpcs
+from zos_cri.errors import FailedPrecondition, InvalidArgument
+from zos_cri.images.service import ImageService
+from zos_cri.log import get_log
+from zos_cri.module.service import ModuleService
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AsyncExitStack
+
+    from zos_cri.config import ServerConfig
+    from zos_cri.cri.services import Services
+    from zos_cri.metrics import Metrics
+    from zos_cri.module.module import ContainerModule
+    from zos_cri.shim.manager import ShimManager
+
+_log = get_log(__name__)
+
+STOP_GRACE: Final = 10.0  # seconds that RPCs under way get at the end; systemd gives 90
+MAX_MESSAGE: Final = 16 << 20  # bytes: the kubelet's own limit
+
+
+async def listen(services: Services, module: ContainerModule, undo: AsyncExitStack) -> None:
+    """Answers RPCs, and serves metrics where the configuration says so.
+
+    Raises:
+        FailedPrecondition: the socket can't be had.
+        InvalidArgument: the metrics' address can't be.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.max_send_message_length", MAX_MESSAGE),
+        ]
+    )
+    rpcs = Rpcs(services.metrics, services.containers.recovered)
+    service = ModuleService(module)
+    image_service = ImageService(services.images)
+    image_descriptor = image_pb2.DESCRIPTOR.services_by_name["ImageModule"]
+    descriptor = container_pb2.DESCRIPTOR.services_by_name["ContainerModule"]
+    server.add_generic_rpc_handlers(
+        (
+            *runtime.handlers(services, rpcs),
+            rpcs.service(descriptor, service.unary, service.streams, reads=service.READS),
+            rpcs.service(image_descriptor, image_service.unary, image_service.streams),
+        )
+    )
+    config = services.config
+    path = config.socket
+    gid = config.server.socket_gid
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+    # The socket is born with its mode: a moment open to everyone would be enough.
+    mask = os.umask(0o117 if gid else 0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise FailedPrecondition(f"{path}: {error}") from error
+    finally:
+        os.umask(mask)
+    if gid:
+        os.chown(path, 0, gid)
+    await server.start()
+    undo.push_async_callback(server.stop, STOP_GRACE)
+    if config.server.metrics:
+        _serve_metrics(config.server, services.metrics, undo)
+
+
+def _serve_metrics(config: ServerConfig, metrics: Metrics, undo: AsyncExitStack) -> None:
+    address, _, port = config.metrics.rpartition(":")
+    try:
+        server, thread = start_http_server(
+            int(port), addr=address.strip("[]"), registry=metrics.registry
+        )
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"server.metrics: {config.metrics}: {error}") from error
+    undo.callback(thread.join)
+    undo.callback(server.server_close)
+    undo.callback(server.shutdown)
+    _log.info("metrics", address=f"{address}:{server.server_port}")
+
+
+def watch(services: Services, shims: ShimManager) -> None:
+    """Gauges that are read at each scrape, in the metrics server's thread."""
+
+    def pods() -> dict[str, int]:
+        return _count(record.status.state.value for record in services.sandboxes.table)
+
+    def containers() -> dict[str, int]:
+        return _count(record.status.state.value for record in services.containers)
+
+    metrics = services.metrics
+    metrics.watch("zos_cri_pods", "Pod sandboxes, by state.", "state", pods)
+    metrics.watch("zos_cri_containers", "Containers, by state.", "state", containers)
+    metrics.watch(
+        "zos_cri_shims",
+        "Shims that run, by handler.",
+        "handler",
+        lambda: _count(shim.handler.name for shim in list(shims.shims.values())),
+    )
+
+
+def _count(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def notify(text: str) -> None:
+    """Tells systemd (sd_notify(3)); nothing to do where it didn't start us."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.connect("\0" + address[1:] if address.startswith("@") else address)
+        notify.send(text.encode())

@@ -1,0 +1,130 @@
+"""The server's life: the order of start and stop.
+
+Start: state, images, shims' events, then the socket, so that reads are answered at once, then the
+recovery, which changes wait for. Stop: no new RPCs, those under way within `STOP_GRACE`, then we
+let go of everything; containers, shims and the logger run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+from zos_cri import __version__, reconcile
+from zos_cri.app.core import build_core, build_module
+from zos_cri.app.cri import build_services
+from zos_cri.app.listen import listen, notify, watch
+from zos_cri.cri.flists import ImageRootfs
+from zos_cri.errors import FailedPrecondition
+from zos_cri.log import get_log
+from zos_cri.module import recovery
+from zos_cri.module.rootfs import DirectoryRootfs
+
+if TYPE_CHECKING:
+    from zos_cri.app.core import Core
+    from zos_cri.config import Config
+    from zos_cri.cri.services import Services
+    from zos_cri.shim.manager import DeadShim
+
+_log = get_log(__name__)
+
+
+class App:
+    """The server. `start` it, then `stop` it, once."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._undo = AsyncExitStack()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        await self.start()
+        await self._stopping.wait()
+        _log.info("stopping")
+        await self.stop()
+
+    async def start(self) -> None:
+        """Builds everything, answers RPCs, and recovers what an earlier server left.
+
+        Raises:
+            Error: something can't be had; nothing is left running.
+        """
+        begun = time.monotonic()
+        try:
+            await self._start()
+        except BaseException:
+            await self._undo.aclose()
+            raise
+        _log.info(
+            "serving",
+            version=__version__,
+            socket=self._config.socket,
+            seconds=round(time.monotonic() - begun, 3),
+        )
+        notify("READY=1")
+
+    async def stop(self) -> None:
+        """Ends the serving; what runs in containers isn't touched."""
+        notify("STOPPING=1")
+        await self._undo.aclose()
+
+    async def _start(self) -> None:
+        self._lock()
+        undo = self._undo
+        core = await build_core(self._config, undo)
+        services = await build_services(core, undo)
+        rootfs = DirectoryRootfs(self._config.state_dir / "rootfs", ImageRootfs(core.images))
+        module = build_module(core, rootfs)
+        core.shims.on_lost = partial(_shim_lost, services)
+        watch(services, core.shims)
+        await listen(services, module, undo)
+        undo.push_async_callback(reconcile.tidy_cgroups, core.containers, core.cgroups)
+        undo.push_async_callback(core.containers.close)
+        await recovery.recover(core.containers, core.shims)
+        await services.sandboxes.recover()
+        await module.recover()
+        await _sweep(core, services, rootfs)
+        core.containers.recovered.set()
+        retries = asyncio.create_task(reconcile.retry_releases(services.sandboxes))
+        undo.callback(retries.cancel)
+        services.stats.sampler.start()
+
+    def _lock(self) -> None:
+        """Makes sure that no second server works on the same directories."""
+        run = self._config.run_dir
+        run.mkdir(parents=True, exist_ok=True, mode=0o711)
+        lock = os.open(run / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(f"{run / 'lock'}: another zos-cri serves from {run}") from None
+
+
+async def _sweep(core: Core, services: Services, rootfs: DirectoryRootfs) -> None:
+    await reconcile.sweep(
+        containers=core.containers,
+        sandboxes=services.sandboxes,
+        shims=core.shims,
+        execs=core.execs,
+        images=core.images,
+        rootfs=rootfs,
+        cgroups=core.cgroups,
+        damaged=await asyncio.to_thread(core.database.damaged),
+    )
+
+
+async def _shim_lost(services: Services, dead: DeadShim) -> None:
+    services.metrics.shims_lost.inc()
+    await recovery.shim_lost(services.containers, dead)
+    await services.sandboxes.lost(dead.group)
