@@ -103,25 +103,38 @@ def inspection(name="web", **status):
 
 
 def commands():
-    root = parser()
-    [subparsers] = [a for a in root._actions if isinstance(a, argparse._SubParsersAction)]
-    return sorted(subparsers.choices)
+    """Every command with its words, those with further ones below them included."""
+    return sorted(_commands((), parser()))
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_commands_help_says_what_it_does_by_an_example(command, capsys):
+def _commands(words, root):
+    for action in root._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield (*words, name)
+                yield from _commands((*words, name), sub)
+
+
+def epilog(words):
+    found = parser()
+    for word in words:
+        [subparsers] = [a for a in found._actions if isinstance(a, argparse._SubParsersAction)]
+        found = subparsers.choices[word]
+    return found.epilog or ""
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_commands_help_says_what_it_does_by_an_example(words, capsys):
     with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
+        main([*words, "--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert f"example: zos-cri {command}" in " ".join(out.split())
+    assert f"example: zos-cri {' '.join(words)}" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_example_can_be_given(command):
-    [subparsers] = [a for a in parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    epilog = subparsers.choices[command].epilog or ""
-    assert parse(epilog.removeprefix("example: zos-cri ").split()).run
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_example_can_be_given(words):
+    assert parse(epilog(words).removeprefix("example: zos-cri ").split()).run
 
 
 def test_help_lists_the_exit_codes(capsys):

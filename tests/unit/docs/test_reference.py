@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,15 @@ def load(name: str) -> ModuleType:
 def test_is_what_the_code_says(name: str) -> None:
     written = (ROOT / "docs" / f"{name}.md").read_text()
     assert written == load(f"{name}-docs").render(), f"run hack/{name}-docs"
+
+
+def test_default_configuration_explains_every_setting() -> None:
+    written = (ROOT / "zos_cri" / "default.toml").read_text()
+    assert written == load("config-docs").render(), "run hack/config-docs"
+    assert config.parse(written.encode(), "as it is") == config.Config()
+    uncommented = re.sub(r"^#(?=\w)", "", written, flags=re.MULTILINE)
+    settled = tomllib.loads(uncommented)
+    assert settled == msgspec.json.decode(msgspec.json.encode(config.Config()))
 
 
 def test_every_rpc_is_listed_once() -> None:
