@@ -1,10 +1,8 @@
-"""Where the server is reached: the gRPC socket and the metrics port; and what systemd is told."""
+"""Where the server is reached: the gRPC socket and the metrics port."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -118,13 +116,3 @@ def _count(values: Iterable[str]) -> dict[str, int]:
     for value in values:
         counts[value] = counts.get(value, 0) + 1
     return counts
-
-
-def notify(text: str) -> None:
-    """Tells systemd (sd_notify(3)); nothing to do where it didn't start us."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.send(text.encode())

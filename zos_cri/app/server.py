@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from zos_cri import __version__, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
-from zos_cri.app.listen import listen, notify, watch
+from zos_cri.app.listen import listen, watch
+from zos_cri.app.systemd import keep_alive, notify, watchdog_timeout
 from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
 from zos_cri.log import get_log
@@ -71,6 +72,9 @@ class App:
             socket=self._config.socket,
             seconds=round(time.monotonic() - begun, 3),
         )
+        timeout = watchdog_timeout(os.environ)
+        if timeout is not None:
+            self._undo.callback(asyncio.create_task(keep_alive(timeout)).cancel)
         notify("READY=1")
 
     async def stop(self) -> None:
