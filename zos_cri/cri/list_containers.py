@@ -16,12 +16,13 @@ async def list_containers(
     services: Services, request: pb.ListContainersRequest
 ) -> pb.ListContainersResponse:
     """The containers that pass the filter, from memory."""
-    containers = [
-        services.views.container(record)
-        for record in services.containers
-        if passes(services, record, request.filter)
-    ]
+    containers = [services.views.container(record) for record in found(services, request.filter)]
     return pb.ListContainersResponse(containers=containers)
+
+
+def found(services: Services, wanted: pb.ContainerFilter) -> list[ContainerRecord]:
+    """The containers that a filter lets through."""
+    return [record for record in services.containers if passes(services, record, wanted)]
 
 
 def passes(services: Services, record: ContainerRecord, wanted: pb.ContainerFilter) -> bool:

@@ -10,27 +10,23 @@ from zos_cri.store.lifecycle import SandboxState
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
-    from zos_cri.store.db import Record
-    from zos_cri.store.model import SandboxMeta, SandboxStatus
+    from zos_cri.cri.stats_targets import SandboxRecord
 
 
 async def list_pod_sandbox(
     services: Services, request: pb.ListPodSandboxRequest
 ) -> pb.ListPodSandboxResponse:
     """The pods that pass the filter, from memory; one that is being made isn't there yet."""
-    items = [
-        services.views.sandbox(record)
-        for record in services.sandboxes.table
-        if _passes(services, record, request.filter)
-    ]
+    items = [services.views.sandbox(record) for record in found(services, request.filter)]
     return pb.ListPodSandboxResponse(items=items)
 
 
-def _passes(
-    services: Services,
-    record: Record[SandboxMeta, SandboxStatus],
-    wanted: pb.PodSandboxFilter,
-) -> bool:
+def found(services: Services, wanted: pb.PodSandboxFilter) -> list[SandboxRecord]:
+    """The pods that a filter lets through."""
+    return [record for record in services.sandboxes.table if _passes(services, record, wanted)]
+
+
+def _passes(services: Services, record: SandboxRecord, wanted: pb.PodSandboxFilter) -> bool:
     return (
         record.status.state is not SandboxState.CREATING
         and record.meta.id.startswith(wanted.id)

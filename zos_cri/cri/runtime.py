@@ -35,12 +35,18 @@ from zos_cri.cri.start_container import start_container
 from zos_cri.cri.status import status
 from zos_cri.cri.stop_container import stop_container
 from zos_cri.cri.stop_pod_sandbox import stop_pod_sandbox
+from zos_cri.cri.stream_container_stats import stream_container_stats
+from zos_cri.cri.stream_containers import stream_containers
+from zos_cri.cri.stream_images import stream_images
+from zos_cri.cri.stream_pod_sandbox_metrics import stream_pod_sandbox_metrics
+from zos_cri.cri.stream_pod_sandbox_stats import stream_pod_sandbox_stats
+from zos_cri.cri.stream_pod_sandboxes import stream_pod_sandboxes
 from zos_cri.cri.update_container_resources import update_container_resources
 from zos_cri.cri.update_runtime_config import update_runtime_config
 from zos_cri.cri.version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     import grpc
 
@@ -85,6 +91,17 @@ IMAGE: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "ImageFsInfo": image_fs_info,
 }
 
+RUNTIME_STREAMS: Final[Mapping[str, Callable[[Services, Any], AsyncGenerator[Any, None]]]] = {
+    "StreamPodSandboxes": stream_pod_sandboxes,
+    "StreamContainers": stream_containers,
+    "StreamContainerStats": stream_container_stats,
+    "StreamPodSandboxStats": stream_pod_sandbox_stats,
+    "StreamPodSandboxMetrics": stream_pod_sandbox_metrics,
+}
+
+IMAGE_STREAMS: Final[Mapping[str, Callable[[Services, Any], AsyncGenerator[Any, None]]]] = {
+    "StreamImages": stream_images,
+}
 
 READS: Final = frozenset(
     {
@@ -104,6 +121,8 @@ READS: Final = frozenset(
         "ListImages",
         "ImageStatus",
         "ImageFsInfo",
+        *RUNTIME_STREAMS,
+        *IMAGE_STREAMS,
     }
 )
 """Answered from memory at any time; all others wait for the end of the recovery."""
@@ -115,7 +134,11 @@ def handlers(services: Services, rpcs: Rpcs) -> list[grpc.GenericRpcHandler]:
         rpcs.service(
             pb.DESCRIPTOR.services_by_name[name],
             {method: partial(function, services) for method, function in table.items()},
+            {method: partial(function, services) for method, function in streams.items()},
             reads=READS,
         )
-        for name, table in (("RuntimeService", RUNTIME), ("ImageService", IMAGE))
+        for name, table, streams in (
+            ("RuntimeService", RUNTIME, RUNTIME_STREAMS),
+            ("ImageService", IMAGE, IMAGE_STREAMS),
+        )
     ]
