@@ -75,6 +75,10 @@ class ContainerLogConfig(_Section, frozen=True):
     """CRI container logs."""
 
     max_line_size: NotNegative = 16384  # bytes; longer lines are split with P, 0 = never
+    # seconds for which a log's file system may refuse (full, over quota, broken) while the
+    # container waits; then output is dropped and counted, until it takes some again; 0 = never
+    drop_after: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    start_logger: bool = True  # where none is there; false where a service manager runs it
 
 
 class StreamingConfig(_Section, frozen=True):
@@ -141,6 +145,14 @@ class Config(_Section, frozen=True):
     @property
     def socket(self) -> Path:
         return Path(self.server.socket) if self.server.socket else self.run_dir / "zos-cri.sock"
+
+    @property
+    def logger_socket(self) -> Path:
+        return self.run_dir / "logger.sock"
+
+    @property
+    def logger_state(self) -> Path:
+        return self.run_dir / "logger"
 
 
 def load(path: Path | None = None) -> Config:

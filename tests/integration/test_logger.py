@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,11 +31,12 @@ class Rig:
         for name in ("stdout", "stderr"):
             os.mkfifo(directory / name)
 
-    def client(self, *argv: str) -> LoggerClient:
+    def client(self, *argv: str, start: bool = True) -> LoggerClient:
         client = LoggerClient(
             self.directory / "logger.sock",
             state_dir=self.directory / "state",
             argv=argv or (sys.executable, "-m", "zos_cri.stdio"),
+            start=start,
         )
         self.clients.append(client)
         return client
@@ -162,9 +164,9 @@ async def test_there_is_only_one(rig: Rig) -> None:
     clients = [rig.client() for _ in range(4)]
     pids = {status.pid for status in await asyncio.gather(*(c.status() for c in clients))}
     assert len(pids) == 1
-    socket, state = rig.directory / "logger.sock", rig.directory / "state"
+    path, state = rig.directory / "logger.sock", rig.directory / "state"
     second = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "zos_cri.stdio", "--socket", socket, "--state-dir", state),
+        *(sys.executable, "-m", "zos_cri.stdio", "--socket", path, "--state-dir", state),
         cwd=ROOT,
         stderr=subprocess.PIPE,
     )
@@ -172,6 +174,54 @@ async def test_there_is_only_one(rig: Rig) -> None:
     assert second.returncode == EXIT_RUNNING
     assert b"another one" in stderr
     assert {(await clients[0].status()).pid} == pids
+
+
+@contextlib.asynccontextmanager
+async def service(rig: Rig) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`zos-cri logger` as a service manager runs it, from the moment on that it is ready."""
+    config = rig.directory / "config.toml"
+    config.write_text(f'[server]\nrun = "{rig.directory}"\n')
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.setblocking(False)
+        path = rig.directory / "notify"
+        path.unlink(missing_ok=True)
+        manager.bind(str(path))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "zos_cri", "logger", "--config", "config.toml"),
+            cwd=rig.directory,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NOTIFY_SOCKET": str(path)},
+        )
+        try:
+            assert await asyncio.wait_for(loop.sock_recv(manager, 100), 20) == b"READY=1"
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+async def test_a_service_manager_runs_it(rig: Rig) -> None:
+    client = rig.client(start=False)
+    async with service(rig) as process:
+        await rig.attach(client)
+        assert (await client.status()).pid == process.pid
+        out = rig.writer()
+        os.write(out, b"before\n")
+        await until(lambda: rig.log.exists() and rig.entries())
+        process.kill()
+        await process.wait()
+    os.write(out, b"meanwhile\n")
+    with pytest.raises(Unavailable):
+        await client.ensure(timeout=0.3)
+    async with service(rig) as process:
+        os.close(out)
+        await client.finish("c")
+        assert (await client.status()).pid == process.pid
+        process.terminate()
+        assert await process.wait() == 0
+    assert client.starts == 0
+    assert rig.entries() == [b"stdout F before", b"stdout F meanwhile"]
 
 
 async def test_a_server_that_comes_back_finds_it(rig: Rig) -> None:

@@ -100,7 +100,11 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
 
 def _output(core: Core, undo: AsyncExitStack) -> Output:
     config = core.config
-    logger = LoggerClient(config.run_dir / "logger.sock", state_dir=config.run_dir / "logger")
+    logger = LoggerClient(
+        config.logger_socket,
+        state_dir=config.logger_state,
+        start=config.container_log.start_logger,
+    )
     undo.push_async_callback(logger.aclose)
     # Beside what follows: the first log needs it, and where one died containers wait for it.
     waking = asyncio.create_task(_wake(logger))
@@ -109,6 +113,7 @@ def _output(core: Core, undo: AsyncExitStack) -> Output:
         logger=logger,
         directory=config.run_dir / "fifo",
         max_line=config.container_log.max_line_size,
+        drop_after=config.container_log.drop_after,
         drain_timeout=config.exec.drain_timeout,
     )
 

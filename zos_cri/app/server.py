@@ -20,9 +20,10 @@ from zos_cri import __version__, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.listen import listen, watch
-from zos_cri.app.systemd import keep_alive, notify, watchdog_timeout
+from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
+from zos_cri.linux.notify import notify
 from zos_cri.log import get_log
 from zos_cri.module import recovery
 from zos_cri.module.rootfs import DirectoryRootfs

@@ -1,27 +1,17 @@
-"""What systemd is told (sd_notify(3)), where it started us; nothing where it didn't."""
+"""systemd's watchdog, where it started us and watches; nothing where it doesn't."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import socket
 from typing import TYPE_CHECKING
+
+from zos_cri.linux.notify import notify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MICROSECOND = 1e-6
-
-
-def notify(text: str) -> None:
-    """Sends one message, `READY=1` for instance."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.connect("\0" + address[1:] if address.startswith("@") else address)
-        notify.send(text.encode())
 
 
 def watchdog_timeout(environ: Mapping[str, str]) -> float | None:

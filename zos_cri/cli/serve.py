@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from zos_cri import config, log
 
 if TYPE_CHECKING:
@@ -28,12 +30,21 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--log-format", choices=log.FORMATS, help="over log.format")
     parser.add_argument("--log-level", choices=log.LEVELS, help="over log.level")
+    parser.add_argument(
+        "--no-logger",
+        action="store_true",
+        help="over container_log.start_logger: `zos-cri logger` is run by somebody else",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
     settings = config.load(arguments.config)
+    if arguments.no_logger:
+        settings = replace(
+            settings, container_log=replace(settings.container_log, start_logger=False)
+        )
     log.setup(
         level=arguments.log_level or settings.log.level,
         fmt=arguments.log_format or settings.log.format,

@@ -27,17 +27,26 @@ class Output:
     """Makes containers' FIFOs and hands them to the logger."""
 
     def __init__(
-        self, *, logger: LoggerClient, directory: Path, max_line: int, drain_timeout: float
+        self,
+        *,
+        logger: LoggerClient,
+        directory: Path,
+        max_line: int,
+        drop_after: float,
+        drain_timeout: float,
     ) -> None:
         """
         Args:
             directory: a container's FIFOs are in `<directory>/<id>`.
             max_line: bytes; longer lines are split.
+            drop_after: seconds for which a log's file system may refuse until output is dropped;
+                0 = never.
             drain_timeout: seconds that open output may hold an exit back.
         """
         self._logger = logger
         self._directory = directory
         self._max_line = max_line
+        self._drop_after = drop_after
         self._drain_timeout = drain_timeout
 
     def stdio(self, id_: str, *, stdin: bool, terminal: bool) -> Stdio:
@@ -67,6 +76,7 @@ class Output:
             stdout_fifo=meta.stdio.stdout,
             stderr_fifo=meta.stdio.stderr,
             max_line=self._max_line,
+            drop_after=self._drop_after,
         )
 
     async def tap(self, id_: str, streams: Sequence[str]) -> dict[str, int]:

@@ -67,6 +67,7 @@ class LoggerClient:
         state_dir: Path,
         argv: Sequence[str] = (sys.executable, "-m", "zos_cri.stdio"),
         log_file: Path | None = None,
+        start: bool = True,
     ) -> None:
         """
         Args:
@@ -74,8 +75,10 @@ class LoggerClient:
             state_dir: where it notes down what it serves; on tmpfs.
             argv: how it is started; arguments are added.
             log_file: its own log; beside the socket by default.
+            start: starts one where there is none; else it is waited for.
         """
         self._path = path
+        self._may_start = start
         self._argv = (
             *argv,
             *("--daemon", "--socket", str(path), "--state-dir", str(state_dir)),
@@ -258,7 +261,8 @@ class LoggerClient:
                 return await asyncio.open_unix_connection(str(self._path))
             if started:  # by somebody else, and it doesn't listen yet; or it died just now
                 await asyncio.sleep(_RETRY)
-            await self._start()
+            if self._may_start:
+                await self._start()
             started = True
 
     async def _start(self) -> None:

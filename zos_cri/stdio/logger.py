@@ -85,7 +85,7 @@ class Logger:
             raise InvalidArgument(f"{spec.id}: max_line {spec.max_line} is under {_MIN_LINE}")
         container = self._containers.get(spec.id)
         if container is not None:
-            if container.spec != spec:
+            if not container.spec.same_streams(spec):
                 raise AlreadyExists(f"{spec.id}: attached already, to something else")
             container.open_streams()  # a second try at a start reads again
             return

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from zos_cri import log
 from zos_cri.linux import malloc
+from zos_cri.linux.notify import notify
 from zos_cri.stdio import messages
 from zos_cri.stdio.control import Control, listen
 from zos_cri.stdio.logger import Logger
@@ -98,6 +99,8 @@ def _serve(options: argparse.Namespace, ready: int) -> int:
             os.write(ready, _READY)
             os.close(ready)
             _let_go_of_stdio(options.log_file)
+        else:  # a daemon's NOTIFY_SOCKET is that of who started it
+            notify("READY=1")
         logger.run()
         _log.info("logger ends")
     return 0

@@ -12,6 +12,7 @@ import struct
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from zos_cri.errors import Internal, InvalidArgument
 from zos_cri.wire.crilog import DEFAULT_MAX_LINE
@@ -52,6 +53,10 @@ class LogSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_line: int = DEFAULT_MAX_LINE
     drop_after: float = DROP_AFTER
 
+    def same_streams(self, other: LogSpec) -> bool:
+        """Whether it is about the same FIFOs and the same file; settings may have changed since."""
+        return self == replace(other, max_line=self.max_line, drop_after=self.drop_after)
+
 
 class Request(msgspec.Struct, tag_field="op", kw_only=True, frozen=True):
     """What all requests have."""
@@ -62,7 +67,7 @@ class Request(msgspec.Struct, tag_field="op", kw_only=True, frozen=True):
 class Attach(Request, tag="attach", frozen=True):
     """Begin to read a container's FIFOs; answered once they and the log file are open.
 
-    The same again is nothing; something else under the same id is AlreadyExists.
+    The same again is nothing; other FIFOs or another file under the same id is AlreadyExists.
     """
 
     spec: LogSpec

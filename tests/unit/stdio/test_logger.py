@@ -17,8 +17,9 @@ from zos_cri.stdio.stream import unread
 def test_attaching_twice_is_nothing_and_to_something_else_refused(rig: Rig) -> None:
     rig.logger.attach(rig.spec())
     rig.logger.attach(rig.spec())
+    rig.logger.attach(rig.spec(max_line=99))  # by a server that is configured otherwise
     with pytest.raises(AlreadyExists):
-        rig.logger.attach(rig.spec(max_line=99))
+        rig.logger.attach(rig.spec(log_path=str(rig.log) + "2"))
     assert rig.logger.status().containers == 1
 
 
