@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
+from zos_cri.config_handlers import BlockIoEntry, HandlerConfig, block_io, check, shim_handler
 from zos_cri.errors import InvalidArgument
 from zos_cri.log import FORMATS, LEVELS
-from zos_cri.shim.handler import Handler
+
+if TYPE_CHECKING:
+    from zos_cri.shim.handler import Handler
 
 DEFAULT_PATH: Final = Path("/etc/zos-cri/config.toml")
 CONFIG_LIMIT: Final = 1 << 20  # bytes; a configuration is a few KiB
@@ -107,15 +110,6 @@ class StatsConfig(_Section, frozen=True):
     open_files: Annotated[int, msgspec.Meta(ge=0)] = 8192
 
 
-class HandlerConfig(_Section, frozen=True):
-    """A runtime handler: what a RuntimeClass names."""
-
-    shim: str = "io.containerd.runc.v2"  # a type name or an absolute path
-    runtime: str = "runc"  # the shim's BinaryName: a name on PATH or an absolute path
-    systemd_cgroup: bool = False
-    oci_version: str = "1.0.2"
-
-
 class Config(_Section, frozen=True):
     """All of it. Every default works on a fresh Debian 12."""
 
@@ -133,6 +127,9 @@ class Config(_Section, frozen=True):
     handlers: dict[str, HandlerConfig] = msgspec.field(
         default_factory=lambda: {"runc": HandlerConfig()}
     )
+    # what the annotations blockio-class and rdt-class of containers can name
+    blockio_classes: dict[str, tuple[BlockIoEntry, ...]] = {}
+    rdt_classes: tuple[str, ...] = ()
 
     @property
     def state_dir(self) -> Path:
@@ -221,6 +218,17 @@ def _check(config: Config, name: str) -> None:
         raise InvalidArgument(f'{name}: streaming.address: "{address}" is not HOST:PORT or a path')
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
         raise InvalidArgument(f"{name}: streaming: tls_cert and tls_key go together")
+    try:
+        _check_handlers(config)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from error
+
+
+def _check_handlers(config: Config) -> None:
+    for handler, settings in config.handlers.items():
+        check(handler, settings)
+    for key, entries in config.blockio_classes.items():
+        block_io(key, entries)
 
 
 def _is_address(text: str) -> bool:
@@ -232,12 +240,5 @@ def handlers(config: Config) -> dict[str, Handler]:
     """The handlers in the shim layer's terms."""
     root = str(config.run_dir / "runtime")
     return {
-        name: Handler(
-            name=name,
-            shim=handler.shim,
-            runtime=handler.runtime,
-            root=root,
-            systemd_cgroup=handler.systemd_cgroup,
-        )
-        for name, handler in config.handlers.items()
+        name: shim_handler(name, handler, root=root) for name, handler in config.handlers.items()
     }

@@ -40,12 +40,17 @@ class FakeImages:
         return self.image if ref in known else None
 
     async def prepare_rootfs(
-        self, image_id: str, container_id: str, *, id_mappings: IdMappings | None = None
+        self,
+        image_id: str,
+        container_id: str,
+        *,
+        id_mappings: IdMappings | None = None,
+        options: Sequence[str] = (),
     ) -> tuple[Mount, ...]:
         self._enter("prepare_rootfs")
         self.rootfs[container_id] = image_id
         self.id_mappings[container_id] = id_mappings
-        return (Mount(type="overlay", source="overlay", options=("lowerdir=/x",)),)
+        return (Mount(type="overlay", source="overlay", options=("lowerdir=/x", *options)),)
 
     async def prepare_volumes(
         self, image_id: str, container_id: str, targets: Sequence[str]

@@ -60,8 +60,21 @@ BRIDGE = {
 class Server:
     """`zos-cri serve` as a process of its own."""
 
-    def __init__(self, runtime: Runtime, *, cni: bool = False, extra: str = "") -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        cni: bool = False,
+        extra: str = "",
+        before: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Args:
+            extra: more of the configuration.
+            before: a command that runs the server's, and becomes it.
+        """
         self.runtime = runtime
+        self._before = before
         self.tag = f"zt{secrets.token_hex(3)}"
         # Short, for unix sockets have 107 characters; and not below /tmp, which may be an overlay.
         self.run = Path("/run") / self.tag
@@ -113,7 +126,10 @@ runtime = "{runtime.runtime}"
         with self.log.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "zos_cri", "serve", "--config", str(self.config)],
+                [
+                    *self._before,
+                    *(sys.executable, "-m", "zos_cri", "serve", "--config", str(self.config)),
+                ],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -239,9 +255,10 @@ runtime = "{runtime.runtime}"
             **fields,
         )
 
-    def run_pod(self, cri: Any, name: str = "pod", **fields: Any) -> str:
+    def run_pod(self, cri: Any, name: str = "pod", *, handler: str = "", **fields: Any) -> str:
         config = self.pod(name, **fields)
-        return str(cri.RunPodSandbox(cri_pb2.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+        request = cri_pb2.RunPodSandboxRequest(config=config, runtime_handler=handler)
+        return str(cri.RunPodSandbox(request).pod_sandbox_id)
 
     def run_container(self, cri: Any, pod: str, *command: str, **fields: Any) -> str:
         """Creates and starts a container."""

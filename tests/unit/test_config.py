@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from zos_cri import config
+from zos_cri._pb import runc_options_pb2
+from zos_cri.config_handlers import BlockIoEntry, block_io
+from zos_cri.cri.features import handler_settings
 from zos_cri.errors import InvalidArgument
+from zos_cri.oci.base import Rlimit
+from zos_cri.oci.host import RLIM_INFINITY
 
 
 def parse(text):
@@ -66,6 +73,35 @@ def test_what_is_said_counts():
         ("[streaming]\ntls_cert = '/x'", "streaming", "go together"),
         ("[streaming]\naddress = 'x'", "streaming.address", "not HOST:PORT"),
         ("default_handler = 'kata'", "default_handler", 'no handler "kata", only runc'),
+        ("[handlers.runc]\nshim = 'bin/shim'", "handlers.runc.shim", "neither a type nor a path"),
+        ("[handlers.runc]\nruntime = ''", "handlers.runc.runtime", "neither a name nor a path"),
+        ("[handlers.runc]\noci_version = '2'", "handlers.runc.oci_version", "no version"),
+        ("[handlers.runc]\nbase_spec = 'x.json'", "handlers.runc.base_spec", "absolute"),
+        ("[handlers.runc]\nbase_spec = '/absent'", "handlers.runc.base_spec", "No such file"),
+        ("[handlers.runc]\nconfig_path = 'x'", "handlers.runc.config_path", "absolute"),
+        (
+            "[handlers.runc]\nconfig_path = '/x'\noptions = {root = '/x'}",
+            "handlers.runc.options",
+            "don't go with config_path",
+        ),
+        ("[handlers.runc.options]\nno_pivot = true", "handlers.runc.options", "no_pivot"),
+        ("[handlers.runc.options]\nio_uid = 'x'", "handlers.runc.options", ""),
+        ("[handlers.runc]\nunset_seccomp_profile = 'x'", "unset_seccomp_profile", "is not"),
+        ("[handlers.runc]\nunset_seccomp_profile = 'localhost/x'", "seccomp_profile", "is not"),
+        ("[handlers.runc]\nsnapshot_options = ['lowerdir=/']", "snapshot_options", "lowerdir"),
+        ("[handlers.runc]\nsnapshot_options = ['a,b']", "snapshot_options", "a,b"),
+        ("[handlers.runc.rlimits]\nRLIMIT_X = [1, 2]", "handlers.runc.rlimits", "RLIMIT_X"),
+        ("[handlers.runc.rlimits]\nRLIMIT_CORE = [2, 1]", "rlimits.RLIMIT_CORE", "2 and hard 1"),
+        ("[handlers.runc.rlimits]\nRLIMIT_CORE = [-2, 1]", "rlimits.RLIMIT_CORE", "-2"),
+        ("[handlers.runc.rlimits]\nRLIMIT_CORE = [1]", "rlimits", "length 2"),
+        ("[handlers.runc]\npids_limit = -1", "$.handlers[...].pids_limit", ">= 0"),
+        ("[blockio_classes]\nslow = [{weight = 5}]", "blockio_classes.slow.weight", "5"),
+        ("[blockio_classes]\nslow = [{read_bps = 5}]", "blockio_classes.slow", "devices"),
+        (
+            "[blockio_classes]\nslow = [{devices = ['/dev/null'], weight = 50}]",
+            "blockio_classes.slow.devices",
+            "no block device",
+        ),
         ("[server", "/etc/x.toml", "Expected ']'"),
         ("x = '\xff'", "/etc/x.toml", ""),
     ],
@@ -96,3 +132,79 @@ def test_a_file_that_is_named_must_be_there(tmp_path):
 def test_without_a_name_it_is_the_default_file_where_there_is_one():
     if not config.DEFAULT_PATH.exists():
         assert config.load() == config.Config()
+
+
+HANDLER = """
+[handlers.runc]
+pod_annotations = ["pod.io/*"]
+container_annotations = ["own.io/*"]
+snapshot_options = ["nodev"]
+unset_seccomp_profile = "runtime/default"
+pids_limit = 100
+privileged_without_host_devices = true
+[handlers.runc.options]
+no_new_keyring = true
+[handlers.runc.rlimits]
+RLIMIT_CORE = [0, -1]
+"""
+
+
+def test_a_handlers_settings_reach_specs_and_its_shim(tmp_path):
+    base = tmp_path / "base.json"
+    base.write_text('{"hooks": {}}')
+    settings = parse(f'{HANDLER}[handlers.other]\nbase_spec = "{base}"')
+    sent = config.handlers(settings)["runc"].task_options()
+    options = runc_options_pb2.Options.FromString(sent.value)
+    assert (options.no_new_keyring, options.binary_name) == (True, "runc")
+    specs = handler_settings(settings, {"runc": None, "other": None})
+    assert specs["runc"].pod_annotations == ("pod.io/*",)
+    assert specs["runc"].container_annotations == ("own.io/*",)
+    assert specs["runc"].snapshot_options == ("nodev",)
+    assert specs["runc"].unset_seccomp_profile == "runtime/default"
+    assert specs["runc"].pids_limit == 100
+    assert specs["runc"].privileged_without_host_devices
+    assert specs["runc"].rlimits == (Rlimit(type="RLIMIT_CORE", soft=0, hard=RLIM_INFINITY),)
+    assert specs["runc"].base_spec is None
+    assert specs["other"].base_spec == {"hooks": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ("[]", "is not an object"),
+        ('{"process": []}', "process is not an object"),
+        ('{"linux": {"resources": 1}}', "linux.resources is not an object"),
+        ('{"linux": {"devices": [{}]}}', "linux.devices is no list of objects that have a path"),
+        ('{"mounts": {}}', "mounts is no list of objects that have a destination"),
+        ("x" * (4 << 20) + "x", "larger than"),
+    ],
+    ids=range(8),
+)
+def test_a_base_spec_that_is_none(tmp_path, text, says):
+    base = tmp_path / "base.json"
+    base.write_text(text)
+    with pytest.raises(InvalidArgument) as caught:
+        parse(f'[handlers.runc]\nbase_spec = "{base}"')
+    assert str(caught.value).startswith(f"/etc/x.toml: handlers.runc.base_spec: {base}: ")
+    assert says in str(caught.value)
+
+
+def test_block_io_classes_in_the_terms_of_specs(tmp_path):
+    device = tmp_path / "disk"
+    try:
+        os.mknod(device, 0o600 | stat.S_IFBLK, os.makedev(7, 99))
+    except PermissionError:
+        pytest.skip("needs root")
+    entries = (
+        BlockIoEntry(weight=50),
+        BlockIoEntry(devices=(str(device),), weight=20, read_bps=1000, write_iops=7),
+    )
+    disk = {"major": 7, "minor": 99}
+    assert block_io("slow", entries) == {
+        "weight": 50,
+        "weightDevice": [disk | {"weight": 20}],
+        "throttleReadBpsDevice": [disk | {"rate": 1000}],
+        "throttleWriteIOPSDevice": [disk | {"rate": 7}],
+    }

@@ -135,15 +135,17 @@ class Creation:
     ) -> None:
         image = await self._image(config)
         _check_mounts(config)
+        handler = self._handler(sandbox)
         inputs = await self._inputs(id_, sandbox, config, image)
-        handler = self._handlers[sandbox.handler]
         pod_config = self._views.config(sandbox)
         id_mappings = userns.of_pod(pod_config)
         root_uid, root_gid = userns.root_of(id_mappings)
         log_path = log_file(pod_config.log_directory, config.log_path)
         async with AsyncExitStack() as undo:
             with self._metrics.stage("create_container", "rootfs"):
-                rootfs = await self._images.prepare_rootfs(image.id, id_, id_mappings=id_mappings)
+                rootfs = await self._images.prepare_rootfs(
+                    image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
+                )
                 undo.push_async_callback(self._images.release_rootfs, id_)
             with self._metrics.stage("create_container", "volumes"):
                 volumes = await self._images.prepare_volumes(
@@ -189,6 +191,19 @@ class Creation:
             self._sandboxes.ready(sandbox.id)  # nobody would remove it where the pod went meanwhile
             undo.pop_all()
 
+    def _handler(self, sandbox: SandboxMeta) -> HandlerSettings:
+        """
+        Raises:
+            FailedPrecondition: the configuration has lost it since the pod was made.
+        """
+        try:
+            return self._handlers[sandbox.handler]
+        except KeyError:
+            raise FailedPrecondition(
+                f'pod sandbox {sandbox.id}: its runtime handler "{sandbox.handler}" is not'
+                " configured any more"
+            ) from None
+
     async def _image(self, config: pb.ContainerConfig) -> Image:
         reference = config.image.image
         if not reference:
@@ -204,7 +219,9 @@ class Creation:
         files = self._sandboxes.files(sandbox.id)
         pod_config = self._views.config(sandbox)
         context = config.linux.security_context
-        profile = security.localhost_path(context)
+        profile = security.localhost_path(
+            context, unset=self._handler(sandbox).unset_seccomp_profile
+        )
         accounts = await self._images.read_files(
             image.id, ACCOUNT_FILES, users.MAX_ACCOUNT_FILE + 1
         )

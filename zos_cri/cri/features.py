@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.config_handlers import base_spec, block_io, rlimits
 from zos_cri.oci.container import HandlerSettings
 
 if TYPE_CHECKING:
@@ -40,13 +41,32 @@ def handler_features(
 def handler_settings(
     config: Config, features: Mapping[str, Features | None]
 ) -> dict[str, HandlerSettings]:
-    """What specs depend on, by handler."""
+    """What specs depend on, by handler. Reads the base specs' files.
+
+    Raises:
+        InvalidArgument: one of them isn't what it was when the configuration was checked.
+    """
+    classes = {name: block_io(name, entries) for name, entries in config.blockio_classes.items()}
     return {
         name: HandlerSettings(
             oci_version=handler.oci_version,
             systemd_cgroup=handler.systemd_cgroup,
+            cgroup_writable=handler.cgroup_writable,
             recursive_read_only=_recursive(features[name]),
             id_mapped_mounts=_id_mapped(features[name]),
+            privileged_without_host_devices=handler.privileged_without_host_devices,
+            all_devices_allowed=handler.all_devices_allowed,
+            device_ownership_from_security_context=handler.device_ownership_from_security_context,
+            pod_annotations=handler.pod_annotations,
+            container_annotations=handler.container_annotations,
+            base_spec=base_spec(name, handler),
+            snapshot_options=handler.snapshot_options,
+            unset_seccomp_profile=handler.unset_seccomp_profile,
+            rlimits=rlimits(name, handler),
+            pids_limit=handler.pids_limit,
+            tolerate_missing_hugetlb=handler.tolerate_missing_hugetlb,
+            blockio_classes=classes,
+            rdt_classes=config.rdt_classes,
         )
         for name, handler in config.handlers.items()
     }

@@ -8,6 +8,8 @@ import re
 import stat
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from zos_cri.images import trees
 from zos_cri.images.merged import is_opaque
 from zos_cri.linux.mount import Mount
@@ -43,6 +45,13 @@ def prepare(
         *(id_mappings.mount_options() if id_mappings is not None else ()),
     )
     return (Mount(type="overlay", source="overlay", options=options),)
+
+
+def with_options(mounts: Sequence[Mount], options: Sequence[str]) -> tuple[Mount, ...]:
+    """The same mounts with more options each."""
+    return tuple(
+        msgspec.structs.replace(mount, options=(*mount.options, *options)) for mount in mounts
+    )
 
 
 def view(lowers: Sequence[Path], empty: Path) -> tuple[Mount, ...]:

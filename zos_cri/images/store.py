@@ -333,7 +333,12 @@ class ImageStore(Core):
     # Containers' root filesystems
 
     async def prepare_rootfs(
-        self, image_id: str, container_id: str, *, id_mappings: IdMappings | None = None
+        self,
+        image_id: str,
+        container_id: str,
+        *,
+        id_mappings: IdMappings | None = None,
+        options: Sequence[str] = (),
     ) -> tuple[Mount, ...]:
         """Makes a container's writable layer, and says how its root filesystem is mounted.
 
@@ -343,6 +348,7 @@ class ImageStore(Core):
         Args:
             id_mappings: of the container's user namespace, where it has one of its own. Only shims
                 of containerd 2 or later understand the mount then.
+            options: more mount options of the overlay.
 
         Raises:
             NotFound: no such image.
@@ -352,7 +358,8 @@ class ImageStore(Core):
         layers = self.catalog.layers
         chain = self._image(image_id).chain_ids
         await self._seals.check([layers[c].n for c in chain if c in layers])
-        return await self._write(self._prepare, image_id, container_id, id_mappings)
+        mounts = await self._write(self._prepare, image_id, container_id, id_mappings)
+        return rootfs.with_options(mounts, options)
 
     def _prepare(
         self, image_id: str, container_id: str, id_mappings: IdMappings | None

@@ -54,6 +54,8 @@ class HandlerSettings(msgspec.Struct, frozen=True, kw_only=True):
     container_annotations: tuple[str, ...] = ()
     base_spec: Mapping[str, Any] | None = None
     """What each spec begins with: see `container_spec`."""
+    snapshot_options: tuple[str, ...] = ()
+    """More mount options of the root filesystem, which isn't a spec's but goes with it."""
     unset_seccomp_profile: str = ""
     """For containers that name none: runtime/default, unconfined, localhost/…"""
     rlimits: tuple[base.Rlimit, ...] = ()

@@ -81,7 +81,7 @@ def settings() -> list[tuple[str, object]]:
     for key, value in msgspec.to_builtins(config.Config()).items():
         if key == "handlers":
             found += [(f"handlers.NAME.{name}", each) for name, each in value["runc"].items()]
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             found += [(f"{key}.{name}", each) for name, each in value.items()]
         else:
             found.append((key, value))
