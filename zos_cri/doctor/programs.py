@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-    from zos_cri.config import Config, HandlerConfig
+    from zos_cri.config import Config
+    from zos_cri.config_handlers import HandlerConfig
 
 VERSION_TIMEOUT: Final = 10.0
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from zos_cri.config import CniConfig, Config, HandlerConfig
+from zos_cri.config import CniConfig, Config
+from zos_cri.config_handlers import HandlerConfig
 from zos_cri.doctor import programs
 
 
