@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.errors import FailedPrecondition, NotFound
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -22,5 +23,8 @@ async def reopen_container_log(
     """
     record = services.creation.container(request.container_id)
     services.containers.running(record.meta.id)
-    await services.output.reopen(record.meta.id)
+    try:
+        await services.output.reopen(record.meta.id)
+    except NotFound:  # the log is finished before the exit is told
+        raise FailedPrecondition(f"container {record.meta.id}: it has just exited") from None
     return pb.ReopenContainerLogResponse()
