@@ -108,6 +108,8 @@ class Assembler:
         self._tracker = tracker
         self._layout = Layout(Path(job.root))
         self._failed = threading.Event()
+        # Directories named alike would go where those of an earlier pull went.
+        self._token = os.urandom(4).hex()
 
     def run(self, archives: Archives) -> tuple[NewLayer, ...]:
         """The layers that were missing, complete.
@@ -137,7 +139,7 @@ class Assembler:
         return tuple(self._new_layer(index) for index in missing)
 
     def staged(self, index: int) -> str:
-        return f"{self._job.staging}/{index}"
+        return f"{self._job.staging}/{index}-{self._token}"
 
     def _layer(self, index: int, archives: Archives) -> Unpacked:
         blob = self._parts.blobs[index]

@@ -178,7 +178,7 @@ def _served_md5(location: str, floor: Floor) -> str:
 def _unpack(job: FlistJob, path: Path, digest: str, emit: Callable[[AnyEvent], None]) -> NewLayer:
     listing = _Listing(path, job.location)
     blocks = Blocks(listing.routes(), Layout(Path(job.root)).blocks, job.fetching.floor)
-    staged = f"{job.staging}/0"
+    staged = f"{job.staging}/layer-{os.urandom(4).hex()}"
     os.mkdir(staged, 0o755)
     fetching = job.fetching
     limits = Limits(max_bytes=fetching.max_layer_bytes, min_free=fetching.min_free_bytes)

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from zos_cri.linux.fsattr import spread_subdirectories
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -47,6 +49,7 @@ class Layout:
             (self.blobs / algorithm).mkdir(mode=_MODE, parents=True, exist_ok=True)
         # The lowest directory of an image without any layer, and the filler of a view of one.
         (self.layers / "0").mkdir(mode=0o755, exist_ok=True)
+        spread_subdirectories(self.containers)
 
     def blob(self, digest: str) -> Path:
         """The archive of that digest (`sha256:…`)."""

@@ -35,6 +35,7 @@ from zos_cri.images.model import (
 from zos_cri.images.registry import MAX_CONFIG, MAX_MANIFEST
 from zos_cri.images.unpack import unpack
 from zos_cri.linux import syscalls
+from zos_cri.linux.fsattr import spread_subdirectories
 from zos_cri.wire import reference
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _take(
     emit(Resolved(image.id, digest, parts.chain_ids, tuple(b.digest for b in image.blobs)))
     staging = f"{job.staging}/image-{number}"
     os.mkdir(staging)
+    spread_subdirectories(staging)
     tracker = Tracker(image.blobs)
     own = msgspec.structs.replace(job, staging=staging)
     archives = _LocalArchives(Layout(Path(job.root)), files, image)

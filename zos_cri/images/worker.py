@@ -32,6 +32,7 @@ from zos_cri.images.jobs import (
 from zos_cri.images.layout import Layout
 from zos_cri.images.model import Usage
 from zos_cri.linux import syscalls
+from zos_cri.linux.fsattr import spread_subdirectories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,8 @@ def main() -> None:
 
     try:
         os.umask(0)
+        if job.staging:
+            spread_subdirectories(job.staging)
         emit(_run(job, emit))
     except BaseException as error:
         emit(failed(error))
