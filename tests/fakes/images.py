@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zos_cri.images.model import Image, ImageConfig
@@ -58,6 +59,13 @@ class FakeImages:
         self._enter("prepare_volumes")
         assert self.rootfs[container_id] == image_id
         return {target: f"/volumes{target}" for target in targets}
+
+    async def mount_view(
+        self, image_id: str, container_id: str, name: str, sub_path: str = "", *, userns: str = ""
+    ) -> Path | None:
+        self._enter("mount_view")
+        assert self.rootfs[container_id]
+        return None if sub_path == "absent" else Path(f"/views/{container_id}/{name}")
 
     async def release_rootfs(self, container_id: str) -> None:
         self._enter("release_rootfs")

@@ -18,12 +18,11 @@ from zos_cri.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    Unimplemented,
 )
 from zos_cri.linux import blocking
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
-from zos_cri.oci import mounts, namespaces, resources, security, signals, users
+from zos_cri.oci import fields, mounts, namespaces, resources, security, signals, users
 from zos_cri.oci.container import ContainerInputs, container_spec
 from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import ContainerState
@@ -133,8 +132,8 @@ class Creation:
     async def _make(
         self, id_: str, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
     ) -> None:
-        image = await self._image(config)
-        _check_mounts(config)
+        image = await self._image("config.image.image", config.image)
+        volume_images = await self._volume_images(config)
         handler = self._handler(sandbox)
         inputs = await self._inputs(id_, sandbox, config, image)
         pod_config = self._views.config(sandbox)
@@ -151,8 +150,11 @@ class Creation:
                 volumes = await self._images.prepare_volumes(
                     image.id, id_, image_volumes(config, image)
                 )
+            looks = await self._mount_facts(id_, sandbox, config, volume_images)
             spec = container_spec(
-                msgspec.structs.replace(inputs, extra_mounts=_volume_mounts(volumes)),
+                msgspec.structs.replace(
+                    inputs, mount_facts=looks, extra_mounts=_volume_mounts(volumes)
+                ),
                 sandbox=pod_config,
                 config=config,
                 image=image.config,
@@ -204,14 +206,47 @@ class Creation:
                 " configured any more"
             ) from None
 
-    async def _image(self, config: pb.ContainerConfig) -> Image:
-        reference = config.image.image
-        if not reference:
-            raise InvalidArgument("config.image.image: is empty")
-        image = await self._images.status(reference)
+    async def _image(self, field: str, spec: pb.ImageSpec) -> Image:
+        if not spec.image:
+            raise InvalidArgument(f"{field}: is empty")
+        image = await self._images.status(spec.image)
         if image is None:
-            raise NotFound(f'image "{reference}" is not on this host: pull it first')
+            raise NotFound(f'{field}: "{spec.image}" is not on this host: pull it first')
         return image
+
+    async def _volume_images(self, config: pb.ContainerConfig) -> dict[int, Image]:
+        """The images that are mounted as volumes, by the mount's index."""
+        found = {}
+        for index, mount in enumerate(config.mounts):
+            if mount.HasField("image"):
+                fields.text(f"mounts[{index}].image_sub_path", mount.image_sub_path)
+                found[index] = await self._image(f"mounts[{index}].image.image", mount.image)
+        return found
+
+    async def _mount_facts(
+        self,
+        id_: str,
+        sandbox: SandboxMeta,
+        config: pb.ContainerConfig,
+        volume_images: Mapping[int, Image],
+    ) -> tuple[mounts.MountFacts, ...]:
+        """Looks at the sources of all mounts, and mounts those that are images."""
+        result = []
+        for index, mount in enumerate(config.mounts):
+            if index in volume_images:
+                with self._metrics.stage("create_container", "image_mounts"):
+                    place = await self._images.mount_view(
+                        volume_images[index].id,
+                        id_,
+                        str(index),
+                        mount.image_sub_path,
+                        userns=sandbox.userns,
+                    )
+                found = mounts.MountFacts(source=str(place or ""), exists=place is not None)
+            else:
+                found = await self._look(facts.mount_facts, mount, mount.host_path)
+            result.append(found)
+        return tuple(result)
 
     async def _inputs(
         self, id_: str, sandbox: SandboxMeta, config: pb.ContainerConfig, image: Image
@@ -240,9 +275,6 @@ class Creation:
                 hostname=str(files.hostname),
                 resolv_conf=str(files.resolv_conf),
                 shm=files.shm(pod_config),
-            ),
-            mount_facts=tuple(
-                [await self._look(facts.mount_facts, m, m.host_path) for m in config.mounts]
             ),
             device_facts=tuple(
                 [await self._look(facts.device_facts, d, d.host_path) for d in config.devices]
@@ -337,12 +369,6 @@ def log_file(directory: str, path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise InvalidArgument(f'log_path: "{path}" leads out of {directory}')
     return str(Path(directory, path))
-
-
-def _check_mounts(config: pb.ContainerConfig) -> None:
-    for index, mount in enumerate(config.mounts):
-        if mount.HasField("image"):
-            raise Unimplemented(f"mounts[{index}].image: mounts of images are not supported yet")
 
 
 def image_volumes(config: pb.ContainerConfig, image: Image) -> tuple[str, ...]:

@@ -4,7 +4,8 @@
     blobs/<algorithm>/<hex>  layers' archives as the registry serves them
     l/<n>/                 unpacked layers; short names, so that many fit into a mount's options
     containers/<id>/       fs/ and work/: one container's overlay upper and work directories;
-                           volumes/: its copies of what the image has in its VOLUMEs
+                           volumes/: its copies of what the image has in its VOLUMEs;
+                           views/: where images are mounted that it has as volumes
     blocks/                flists' blocks
     ingest/                what workers are about; nothing in it is ever listed or mounted
     trash/                 on its way out

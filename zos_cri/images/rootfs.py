@@ -54,15 +54,6 @@ def with_options(mounts: Sequence[Mount], options: Sequence[str]) -> tuple[Mount
     )
 
 
-def view(lowers: Sequence[Path], empty: Path) -> tuple[Mount, ...]:
-    """A read-only mount of layers alone, for a volume that is an image."""
-    shown = visible(lowers) or (empty,)
-    if len(shown) == 1:  # overlayfs without an upper directory wants two lower ones
-        return (Mount(type="bind", source=str(shown[0]), options=("rbind", "ro")),)
-    directories = ":".join(str(path) for path in shown)
-    return (Mount(type="overlay", source="overlay", options=(f"lowerdir={directories}", "ro")),)
-
-
 def visible(lowers: Sequence[Path]) -> tuple[Path, ...]:
     """The directories to stack, the uppermost first, as overlayfs wants them.
 

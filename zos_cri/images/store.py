@@ -12,10 +12,11 @@ import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import InvalidArgument, NotFound
-from zos_cri.images import builtin, rootfs, sweep, volumes, workers
+from zos_cri.images import builtin, rootfs, sweep, views, volumes, workers
 from zos_cri.images.core import Core
 from zos_cri.images.jobs import Fetching, SavedImage, SaveJob
 from zos_cri.images.merged import MergedView
@@ -37,6 +38,8 @@ _ID_PREFIX: Final = re.compile(r"(?:sha256:)?([0-9a-f]{4,64})")
 # /etc/passwd and /etc/group of the images in use; each entry is bounded by its caller's limit.
 _CACHED_FILES: Final = 256
 _FLIST: Final = "flist:"
+# Parts a container's id from the name of its view; no id has it.
+_VIEW: Final = "@"
 _COPIERS: Final = 2  # image volumes that are copied at once
 
 
@@ -400,40 +403,52 @@ class ImageStore(Core):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._copiers, volumes.prepare, base, view, targets)
 
-    async def prepare_view(self, image_id: str, view_id: str) -> tuple[Mount, ...]:
-        """How an image is mounted read-only, as a volume; it keeps its layers until
-        `release_rootfs(view_id)`.
+    async def mount_view(
+        self, image_id: str, container_id: str, name: str, sub_path: str = "", *, userns: str = ""
+    ) -> Path | None:
+        """Mounts an image, or a part of it, read-only for a container; see `views.mount_view`.
+
+        `prepare_rootfs` comes first; until `release_rootfs` the layers stay and it is mounted.
+
+        Args:
+            name: tells the container's views apart.
 
         Raises:
             NotFound: no such image.
-            InvalidArgument: the id isn't a plain name.
+            MountError, OSError: the kernel refused.
         """
-        _check_id(view_id)
+        _check_id(container_id)
         layers, chain = self.catalog.layers, self._image(image_id).chain_ids
         await self._seals.check([layers[c].n for c in chain if c in layers])
-        return await self._write(self._prepare_view, image_id, view_id)
-
-    def _prepare_view(self, image_id: str, view_id: str) -> tuple[Mount, ...]:
-        image = self._image(image_id)
-        self.catalog.add_container(view_id, image_id, image.chain_ids)
-        return rootfs.view(self._layer_paths(image.chain_ids), self.layout.layer(0))
+        view_id = f"{container_id}{_VIEW}{name}"
+        await self._write(self.catalog.add_container, view_id, image_id, chain)
+        view = MergedView([os.fsencode(p) for p in self._layer_paths(chain)])
+        mount = partial(views.mount_view, filler=self.layout.layer(0), userns=userns)
+        base = self.layout.container(container_id) / "views"
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._copiers, mount, base, name, view, sub_path)
 
     async def release_rootfs(self, container_id: str) -> None:
-        """Removes a container's writable layer, which must be unmounted. Idempotent."""
+        """Removes a container's writable layer, which must be unmounted, and its views. Idempotent.
+
+        Raises:
+            MountError: a view can't be unmounted.
+        """
         _check_id(container_id)
         self._upper_usage.pop(container_id, None)
         await self._write(self._release, container_id)
         self._background(self._sweep)
 
     def _release(self, container_id: str) -> None:
+        views.unmount_views(self.layout.container(container_id) / "views")
         sweep.discard(self.layout, self.layout.container(container_id))
-        if container_id in self.catalog.containers:
-            self.catalog.remove_container(container_id)
+        for known in [c for c in self.catalog.containers if c.partition(_VIEW)[0] == container_id]:
+            self.catalog.remove_container(known)
 
     async def container_ids(self) -> tuple[str, ...]:
         """All containers that have a writable layer here, with a record or without."""
         found = await self._write(os.listdir, self.layout.containers)
-        return tuple(sorted({*found, *self.catalog.containers}))
+        return tuple(sorted({*found, *(c.partition(_VIEW)[0] for c in self.catalog.containers)}))
 
     async def container_usage(self, container_id: str) -> Usage:
         """Bytes and inodes of a container's writable layer, measured now.

@@ -157,10 +157,11 @@ def _check_source(field: str, mount: cri_pb2.Mount, fact: MountFacts) -> None:
             raise bad(f"{field}.host_path", "is given together with an image")
         if not mount.image.image:
             raise bad(f"{field}.image.image", "is empty")
-        if not mount.readonly:
-            raise bad(f"{field}.readonly", "is false, and an image is mounted read only")
+        if mount.propagation != PRIVATE:
+            raise bad(f"{field}.propagation", "is not PRIVATE, and an image is mounted")
         if not fact.exists:
-            what = f"{IMAGE_VOLUME_FAILED}: the image has no {quote(mount.image_sub_path or '/')}"
+            path = quote(mount.image_sub_path)
+            what = f"{IMAGE_VOLUME_FAILED}: the image has no directory or file {path}"
             raise bad(f"{field}.image_sub_path", what)
         return
     if mount.image_sub_path:
@@ -188,7 +189,8 @@ def _propagation(field: str, mount: cri_pb2.Mount, fact: MountFacts) -> str:
 
 def _access(field: str, mount: cri_pb2.Mount, recursive_supported: bool) -> str:
     if not mount.recursive_read_only:
-        return "ro" if mount.readonly else "rw"
+        # An image is never mounted for writing, whatever is asked for.
+        return "ro" if mount.readonly or mount.HasField("image") else "rw"
     where = f"{field}.recursive_read_only"
     if not mount.readonly:
         raise bad(where, "is true, and readonly is not")

@@ -20,7 +20,6 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
     Unavailable,
-    Unimplemented,
 )
 from zos_cri.oci.container import HandlerSettings
 from zos_cri.oci.host import HostFacts
@@ -110,19 +109,43 @@ async def test_the_same_call_joins_or_finds_and_another_is_refused(maker):
     assert len(maker.images.rootfs) == 1
 
 
+def image_mount(image: str, **fields: Any) -> pb.Mount:
+    return pb.Mount(container_path="/x", image=pb.ImageSpec(image=image), **fields)
+
+
+async def test_an_image_as_a_volume(maker):
+    etc = pb.Mount(container_path="/y", host_path="/etc")
+    id_ = await maker.create(mounts=[etc, image_mount("busybox")])
+    spec = json.loads((maker.bench.shims.bundles / id_ / "config.json").read_bytes())
+    mounts = {mount["destination"]: mount for mount in spec["mounts"]}
+    assert mounts["/x"]["source"] == f"/views/{id_}/1"
+    assert mounts["/x"]["options"] == ["rbind", "rprivate", "ro"]
+
+
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
         ({"name": ""}, InvalidArgument, "config.metadata.name: is empty"),
         ({"image": ""}, InvalidArgument, "config.image.image: is empty"),
-        ({"image": "absent"}, NotFound, 'image "absent" is not on this host'),
+        ({"image": "absent"}, NotFound, 'config.image.image: "absent" is not on this'),
         ({"log_path": "../x"}, InvalidArgument, "leads out of"),
         ({"working_dir": "relative"}, InvalidArgument, "working_dir"),
         ({"stop_signal": 1000}, InvalidArgument, "stop_signal"),
         (
-            {"mounts": [pb.Mount(container_path="/x", image=pb.ImageSpec(image="busybox"))]},
-            Unimplemented,
-            r"mounts\[0\].image: mounts of images",
+            {"mounts": [image_mount("absent")]},
+            NotFound,
+            r'mounts\[0\].image.image: "absent" is not',
+        ),
+        ({"mounts": [image_mount("")]}, InvalidArgument, r"mounts\[0\].image.image: is empty"),
+        (
+            {"mounts": [image_mount("busybox", image_sub_path="absent")]},
+            InvalidArgument,
+            r'mounts\[0\].image_sub_path: ImageVolumeMountFailed: .* "absent"',
+        ),
+        (
+            {"mounts": [image_mount("busybox", image_sub_path="a\0b")]},
+            InvalidArgument,
+            r"mounts\[0\].image_sub_path: has a NUL",
         ),
     ],
 )
@@ -132,11 +155,11 @@ async def test_what_is_wrong_is_named_and_nothing_is_left(maker, fields, error, 
     assert maker.leftovers() == []
 
 
-@pytest.mark.parametrize("stage", ["read_files", "prepare_rootfs", "prepare_volumes"])
+@pytest.mark.parametrize("stage", ["read_files", "prepare_rootfs", "prepare_volumes", "mount_view"])
 async def test_a_stage_that_fails_leaves_nothing(maker, stage):
     maker.images.failures[stage] = BROKEN
     with pytest.raises(Unavailable):
-        await maker.create()
+        await maker.create(mounts=[image_mount("busybox")])
     assert maker.leftovers() == []
 
 

@@ -145,7 +145,7 @@ def test_options_of_a_mounts_own() -> None:
         (mount(image_sub_path="x"), r"image_sub_path: is given without an image"),
         (image(host_path="/x"), r"host_path: is given together with an image"),
         (image(image=cri_pb2.ImageSpec()), r"image\.image: is empty"),
-        (image(readonly=False), r"readonly: is false"),
+        (image(propagation=mounts.BIDIRECTIONAL), r"propagation: is not PRIVATE, and an image"),
         (mount(uidMappings=[cri_pb2.IDMapping(length=1)]), r"uidMappings: and gidMappings go"),
     ],
 )
@@ -163,9 +163,10 @@ def test_a_missing_source() -> None:
 
 
 def test_an_images_view_is_bound_where_it_was_mounted() -> None:
-    made = plan(image(), facts=[MountFacts(source="/view/sub")])
-    assert made.mounts[0]["source"] == "/view/sub"
-    assert "ro" in made.mounts[0]["options"]
+    for readonly in (True, False):
+        made = plan(image(readonly=readonly), facts=[MountFacts(source="/view/sub")])
+        assert made.mounts[0]["source"] == "/view/sub"
+        assert made.mounts[0]["options"] == ["rbind", "rprivate", "ro"]
 
 
 def test_mapped_ids() -> None:
