@@ -194,6 +194,14 @@ class Footprint:
             assert time.monotonic() < deadline, problems
             time.sleep(0.05)
 
+    def figures(self) -> str:
+        """What there is now, for a soak test to print."""
+        now = self._now()
+        return (
+            f"RSS {self._server.rss >> 10} KiB, {now['descriptors'].total()} descriptors, "
+            f"{len(now['processes'])} processes, {len(now['exec'])} FIFOs"
+        )
+
     def more(self) -> dict[str, Any]:
         """What there is now and wasn't."""
         try:

@@ -60,13 +60,14 @@ def test_exec_sync(node: Server) -> None:
 
         list(threads.map(call, range(WARM)))
         before, rss = Footprint(node), node.rss
+        print(f"before: {before.figures()}")
         begun = time.monotonic()
         list(threads.map(call, range(EXECS)))
         seconds = time.monotonic() - begun
         before.wait()
         print(
             f"{EXECS} ExecSync in {seconds:.1f} s ({1000 * seconds / EXECS:.1f} ms each, "
-            f"{AT_ONCE} at once); RSS {rss >> 10} KiB, then {node.rss >> 10} KiB"
+            f"{AT_ONCE} at once); after: {before.figures()}"
         )
         assert node.rss - rss < GROWTH
 
@@ -159,14 +160,12 @@ def test_broken_clients(node: Server) -> None:
             one_round(number)
         time.sleep(1)  # the last of them may still be starting: what follows is compared to now
         before, rss = Footprint(node), node.rss
+        print(f"before: {before.figures()}")
         begun = time.monotonic()
         for number in range(rounds):
             one_round(number)
         seconds = time.monotonic() - begun
         before.wait()
-        print(
-            f"{5 * rounds} broken clients in {seconds:.1f} s; "
-            f"RSS {rss >> 10} KiB, then {node.rss >> 10} KiB"
-        )
+        print(f"{5 * rounds} broken clients in {seconds:.1f} s; after: {before.figures()}")
         assert node.rss - rss < GROWTH
         assert "Traceback" not in node.log.read_text()

@@ -41,7 +41,8 @@ async def call(fn: Callable[..., T], *args: Any, timeout: float | None = None) -
     future.add_done_callback(_retrieve)
     try:
         # shield: cancelling a running thread's future would only lose its result
-        return await asyncio.wait_for(asyncio.shield(future), timeout)
+        async with asyncio.timeout(timeout):
+            return await asyncio.shield(future)
     except TimeoutError as error:
         if future.done() and not future.cancelled() and future.exception() is error:
             raise  # the function's own
@@ -67,7 +68,9 @@ async def call_abandonable(
     thread = _Abandonable(asyncio.get_running_loop(), lambda: fn(*args), named)
     thread.start()
     try:
-        return await asyncio.wait_for(thread.future, timeout)
+        async with asyncio.timeout(timeout):
+            result: T = await thread.future
+            return result
     except TimeoutError:
         if thread.ended_by_itself:
             raise

@@ -130,7 +130,8 @@ async def readable(fd: int, timeout: float | None = None) -> bool:
 
     loop.add_reader(duplicate, wake)
     try:
-        await asyncio.wait_for(ready, timeout)
+        async with asyncio.timeout(timeout):
+            await ready
     except TimeoutError:
         return False
     finally:

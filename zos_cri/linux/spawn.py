@@ -98,7 +98,8 @@ class Process:
             DeadlineExceeded: it still runs after `timeout` seconds. It isn't killed.
         """
         try:
-            return await asyncio.wait_for(asyncio.shield(self._ended), timeout)
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(self._ended)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{self.argv[0]}: pid {self.pid} still runs after {timeout:g} s"

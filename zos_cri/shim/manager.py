@@ -140,7 +140,8 @@ class ShimManager:
                 self._starting[group] = task
                 task.add_done_callback(lambda done: _forget(self._starting, group, done))
             try:
-                shim = await asyncio.wait_for(asyncio.shield(task), timeout)
+                async with asyncio.timeout(timeout):
+                    shim = await asyncio.shield(task)
             except TimeoutError:
                 raise errors.DeadlineExceeded(
                     f"shim for {group}: not started within {timeout:g} s"

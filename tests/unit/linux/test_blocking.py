@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -129,3 +129,23 @@ def test_a_thread_that_outlives_its_loop_ends_quietly():
     while blocking.left_behind() and time.monotonic() < deadline:
         time.sleep(0.005)
     assert blocking.left_behind() == []
+
+
+@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("how", [blocking.call, blocking.call_abandonable])
+async def test_a_cancellation_as_the_result_comes_is_not_forgotten(
+    how: Callable[..., Any], turns: int
+):
+    """A session whose client goes away in that instant would go on without one, for ever."""
+    may_end = threading.Event()
+    task = asyncio.create_task(how(may_end.wait, timeout=60))
+    await asyncio.sleep(0)
+    may_end.set()
+    time.sleep(0.01)  # noqa: ASYNC251 the loop stands: it learns of the result in its next turn
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        assert await task
