@@ -23,6 +23,7 @@ DEFAULT_PATH: Final = Path("/etc/zos-cri/config.toml")
 CONFIG_LIMIT: Final = 1 << 20  # bytes; a configuration is a few KiB
 
 SOCKET_PATH_LIMIT: Final = 107  # bytes: unix(7)
+WARM_SHIMS: Final = 4  # 4 MiB each; a kubelet that starts several pods at once is served by them
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -234,6 +235,16 @@ def _check_handlers(config: Config) -> None:
 def _is_address(text: str) -> bool:
     host, _, port = text.rpartition(":")
     return bool(host) and port.isascii() and port.isdecimal() and int(port) < 65536
+
+
+def warm_shims(config: Config) -> dict[str, int]:
+    """How many shims are kept warm, by handler."""
+    return {
+        name: (WARM_SHIMS if name == config.default_handler else 0)
+        if handler.warm_shims is None
+        else handler.warm_shims
+        for name, handler in config.handlers.items()
+    }
 
 
 def handlers(config: Config) -> dict[str, Handler]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zos_cri.module.execs import Execs
     from zos_cri.module.rootfs import DirectoryRootfs
     from zos_cri.shim.manager import ShimManager
+    from zos_cri.shim.pool import WarmShims
 
 _log = get_log(__name__)
 
@@ -38,6 +39,7 @@ async def sweep(
     containers: Containers,
     sandboxes: Sandboxes,
     shims: ShimManager,
+    warm: WarmShims,
     execs: Execs,
     images: ImageStore,
     rootfs: DirectoryRootfs,
@@ -45,6 +47,8 @@ async def sweep(
     damaged: int,
 ) -> None:
     """Removes strays: shims, root filesystems, execs' FIFOs, empty cgroups of ours.
+
+    Of the shims those stay that were kept warm for pods to come.
 
     Args:
         damaged: records that are set aside. What they name can't be told from strays: with any,
@@ -57,10 +61,13 @@ async def sweep(
         return
     groups = {record.meta.id for record in sandboxes.table}
     groups |= {record.meta.group for record in containers}
-    for path in await blocking.call(bundles.groups, shims.bundles):
-        if path.name not in groups:
-            _log.warning("stray shim", group=path.name)
-            await _quietly("shim", shims.stop(path.name))
+    found = [path.name for path in await blocking.call(bundles.groups, shims.bundles)]
+    strays = [group for group in found if group not in groups]
+    kept = await warm.adopt(strays)
+    for group in strays:
+        if group not in kept:
+            _log.warning("stray shim", group=group)
+            await _quietly("shim", shims.stop(group))
     known = {record.meta.id for record in containers}
     for id_ in {*await images.container_ids(), *await rootfs.container_ids()} - known:
         _log.warning("stray root filesystem", container=id_)

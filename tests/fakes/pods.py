@@ -9,6 +9,7 @@ from tests.fakes.network import FakeNetwork
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.linux.mount import mounts_below
+from zos_cri.shim.pool import WarmShims
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +41,7 @@ class PodBench(Bench):
         super().__init__(directory)
         self.network = FakeNetwork()
         self.init = FakeInit(self)
+        self.warm = WarmShims(self.shims, {}, {})  # type: ignore[arg-type]
         self.sandboxes = self.serve_pods()
 
     def serve_pods(self) -> Sandboxes:
@@ -48,6 +50,7 @@ class PodBench(Bench):
             table=self.db.sandboxes,
             containers=self.containers,
             shims=self.shims,  # type: ignore[arg-type]
+            warm=self.warm,
             handlers={"runc": HANDLER, "other": HANDLER},
             default_handler="runc",
             network=self.network,  # type: ignore[arg-type]

@@ -207,6 +207,9 @@ class FakeTasks:
         self.tasks[id, exec_id] = task = FakeTask(0)
         task.exec = {"process": process, **fields}
 
+    async def connect(self, id: str, *, timeout: float = 0) -> None:
+        await self._enter("connect", id)
+
     async def update(self, id: str, resources: Mapping[str, Any]) -> None:
         await self._enter("update", id)
         self.resources[id] = resources
@@ -248,6 +251,7 @@ class FakeShims:
         self.shims: dict[str, FakeShim] = {}
         self.calls: list[tuple[str, str]] = []
         self.dead: list[DeadShim] = []
+        self.outdated: set[str] = set()  # groups whose shim's file was replaced
         self._failures: dict[str, list[BaseException]] = {}
 
     def fail(self, method: str, error: BaseException, *, times: int = 1) -> None:
@@ -285,6 +289,9 @@ class FakeShims:
     async def recover(self) -> list[FakeShim | DeadShim]:
         self._enter("recover", "")
         return [*self.shims.values(), *self.dead]
+
+    async def is_current(self, shim: FakeShim) -> bool:
+        return shim.group not in self.outdated
 
     def lose(self, group: str) -> None:
         """A shim dies; whoever waits for its tasks is told that it is gone."""

@@ -67,11 +67,13 @@ class Server:
         cni: bool = False,
         extra: str = "",
         before: tuple[str, ...] = (),
+        warm: int = 0,
     ) -> None:
         """
         Args:
             extra: more of the configuration.
             before: a command that runs the server's, and becomes it.
+            warm: shims to keep warm.
         """
         self.runtime = runtime
         self._before = before
@@ -104,6 +106,7 @@ conf_dir = "{self.conf_dir}"
 [handlers.runc]
 shim = "{runtime.shim}"
 runtime = "{runtime.runtime}"
+warm_shims = {warm}
 {extra}
 """
         )

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from tests.integration.server import serving
 from tests.integration.test_crictl import wait_for
 from zos_cri._pb import cri_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.integration.server import Server
+    from tests.integration.server import Runtime, Server
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.timeout(600)]
 
 PODS = 20
 KILLS = 20
+WARM = 3  # shims: fewer than pods, so that both kinds of start are cut off
 PATIENCE = 120.0  # seconds for one call, over as many servers as it takes
 
 
@@ -108,6 +110,7 @@ def kill_amid(server: Server, check: Callable[[list[Pod]], None]) -> None:
     assert [pod.error for pod in pods if pod.error] == []
     check(pods)
     server.remove_pods()
+    server.stop()  # ends the warm shims
     assert server.leftovers() == []
 
 
@@ -123,9 +126,11 @@ def all_is_true(pods: list[Pod]) -> None:
             assert status.started_at < status.finished_at
 
 
-def test_host_network(server: Server) -> None:
-    kill_amid(server, all_is_true)
+def test_host_network(runtime: Runtime) -> None:
+    with serving(runtime, warm=WARM) as server:
+        kill_amid(server, all_is_true)
 
 
-def test_bridge(bridged: Server) -> None:
-    kill_amid(bridged, all_is_true)
+def test_bridge(runtime: Runtime, own_network: None) -> None:
+    with serving(runtime, cni=True, warm=WARM) as server:
+        kill_amid(server, all_is_true)

@@ -208,3 +208,19 @@ def test_block_io_classes_in_the_terms_of_specs(tmp_path):
         "throttleReadBpsDevice": [disk | {"rate": 1000}],
         "throttleWriteIOPSDevice": [disk | {"rate": 7}],
     }
+
+
+def test_shims_are_kept_warm_for_the_default_handler_unless_said_otherwise():
+    settings = parse(
+        """
+        default_handler = "a"
+        [handlers.a]
+        [handlers.b]
+        [handlers.c]
+        warm_shims = 2
+        """
+    )
+    assert config.warm_shims(settings) == {"a": config.WARM_SHIMS, "b": 0, "c": 2}
+    assert config.warm_shims(parse("[handlers.runc]\nwarm_shims = 0")) == {"runc": 0}
+    with pytest.raises(InvalidArgument, match=r"handlers\[\.\.\.\]\.warm_shims"):
+        parse("[handlers.runc]\nwarm_shims = 101")

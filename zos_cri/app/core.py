@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.config import Config, handlers
+from zos_cri.config import Config, handlers, warm_shims
 from zos_cri.cri import facts
 from zos_cri.host import host_facts
 from zos_cri.images.store import ImageStore
@@ -24,6 +24,7 @@ from zos_cri.shim.bootstrap import DialectCache
 from zos_cri.shim.events import Event, EventServer
 from zos_cri.shim.launch import Launcher, temporary
 from zos_cri.shim.manager import ShimManager
+from zos_cri.shim.pool import WarmShims
 from zos_cri.shim.publish import write_executable
 from zos_cri.store.db import Database
 
@@ -47,6 +48,7 @@ class Core:
     containers: Containers
     execs: Execs
     shims: ShimManager
+    warm: WarmShims
     images: ImageStore
     cgroups: Cgroups
     metrics: Metrics
@@ -66,6 +68,8 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     undo.callback(database.close)
     metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)
     shims = await _shims(config, undo)
+    warm = WarmShims(shims, warm_shims(config), handlers(config))
+    undo.push_async_callback(warm.close)
     containers = Containers(
         table=database.containers,
         shims=shims,
@@ -82,7 +86,18 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         drain_timeout=config.exec.drain_timeout,
     )
     images = await _images(config, metrics, undo)
-    return Core(config, database, containers, execs, shims, images, cgroups, metrics, host)
+    return Core(
+        config=config,
+        database=database,
+        containers=containers,
+        execs=execs,
+        shims=shims,
+        warm=warm,
+        images=images,
+        cgroups=cgroups,
+        metrics=metrics,
+        host=host,
+    )
 
 
 async def _shims(config: Config, undo: AsyncExitStack) -> ShimManager:

@@ -129,6 +129,7 @@ def _sandboxes(
         table=core.database.sandboxes,
         containers=core.containers,
         shims=core.shims,
+        warm=core.warm,
         handlers=handlers(config),
         default_handler=config.default_handler,
         network=network,

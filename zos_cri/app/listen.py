@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from zos_cri.metrics import Metrics
     from zos_cri.module.module import ContainerModule
     from zos_cri.shim.manager import ShimManager
+    from zos_cri.shim.pool import WarmShims
 
 _log = get_log(__name__)
 
@@ -91,7 +92,7 @@ def _serve_metrics(config: ServerConfig, metrics: Metrics, undo: AsyncExitStack)
     _log.info("metrics", address=f"{address}:{server.server_port}")
 
 
-def watch(services: Services, shims: ShimManager) -> None:
+def watch(services: Services, shims: ShimManager, warm: WarmShims) -> None:
     """Gauges that are read at each scrape, in the metrics server's thread."""
 
     def pods() -> dict[str, int]:
@@ -108,6 +109,12 @@ def watch(services: Services, shims: ShimManager) -> None:
         "Shims that run, by handler.",
         "handler",
         lambda: _count(shim.handler.name for shim in list(shims.shims.values())),
+    )
+    metrics.watch(
+        "zos_cri_warm_shims",
+        "Shims among them that wait for a pod, by handler.",
+        "handler",
+        warm.count,
     )
 
 

@@ -90,8 +90,8 @@ class App:
         services = await build_services(core, undo)
         rootfs = DirectoryRootfs(self._config.state_dir / "rootfs", ImageRootfs(core.images))
         module = build_module(core, rootfs)
-        core.shims.on_lost = partial(_shim_lost, services)
-        watch(services, core.shims)
+        core.shims.on_lost = partial(_shim_lost, core, services)
+        watch(services, core.shims, core.warm)
         await listen(services, module, undo)
         undo.push_async_callback(reconcile.tidy_cgroups, core.containers, core.cgroups)
         undo.push_async_callback(core.containers.close)
@@ -103,6 +103,7 @@ class App:
         retries = asyncio.create_task(reconcile.retry_releases(services.sandboxes))
         undo.callback(retries.cancel)
         services.stats.sampler.start()
+        core.warm.start()
 
     def _lock(self) -> None:
         """Makes sure that no second server works on the same directories."""
@@ -121,6 +122,7 @@ async def _sweep(core: Core, services: Services, rootfs: DirectoryRootfs) -> Non
         containers=core.containers,
         sandboxes=services.sandboxes,
         shims=core.shims,
+        warm=core.warm,
         execs=core.execs,
         images=core.images,
         rootfs=rootfs,
@@ -129,7 +131,9 @@ async def _sweep(core: Core, services: Services, rootfs: DirectoryRootfs) -> Non
     )
 
 
-async def _shim_lost(services: Services, dead: DeadShim) -> None:
+async def _shim_lost(core: Core, services: Services, dead: DeadShim) -> None:
+    if core.warm.lost(dead.group):
+        return
     services.metrics.shims_lost.inc()
     await recovery.shim_lost(services.containers, dead)
     await services.sandboxes.lost(dead.group)

@@ -17,7 +17,8 @@ import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri import userns
-from zos_cri.cri.pods import PodFiles, hostname
+from zos_cri.cri.pods import PodFiles
+from zos_cri.cri.sandbox_parts import pin, pins, pod_network, sandbox_name
 from zos_cri.errors import (
     AlreadyExists,
     Error,
@@ -29,7 +30,6 @@ from zos_cri.errors import (
 )
 from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind, get_log
-from zos_cri.network.pod import PodNetwork, PortMapping, bandwidth_of
 from zos_cri.oci import sysctls
 from zos_cri.oci.namespaces import pod_plan
 from zos_cri.store.joins import Joins
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
     from zos_cri.network.cni import Network
     from zos_cri.shim.handler import Handler
     from zos_cri.shim.manager import ShimManager
+    from zos_cri.shim.pool import WarmShims
     from zos_cri.store.db import Record, Table
 
 _log = get_log(__name__)
 
-NAMESPACE_TIMEOUT: Final = 10.0  # under a millisecond; seconds where network namespaces pile up
 SHIM_TIMEOUT: Final = 30.0
 
 
@@ -68,6 +68,7 @@ class Sandboxes:
         table: Table[SandboxMeta, SandboxStatus],
         containers: Containers,
         shims: ShimManager,
+        warm: WarmShims,
         handlers: Mapping[str, Handler],
         default_handler: str,
         network: Network,
@@ -78,12 +79,14 @@ class Sandboxes:
     ) -> None:
         """
         Args:
+            warm: shims that run already, whose ids new sandboxes take.
             directory: each sandbox's own is `<directory>/<id>`.
             user_namespaces: the handlers whose pods can have one.
         """
         self.table = table
         self._containers = containers
         self._shims = shims
+        self._warm = warm
         self._handlers = handlers
         self._default_handler = default_handler
         self._network = network
@@ -157,17 +160,25 @@ class Sandboxes:
                 f'pod sandbox "{name}" exists: {present.meta.id} is {present.status.state}'
                 + ("" if same else " and has another configuration")
             )
-        meta = self._meta(name, config, encoded, handler)
-        # What is wrong with it is said before anything is made, and never when it is taken back.
-        pod_network(meta, config).check()
-        with bind(pod=meta.id):
-            await self._create(meta, config)
-        return meta.id
+        with self._warm.making():
+            id_ = self._warm.take(handler) or secrets.token_hex(32)
+            try:
+                meta = self._meta(id_, name, config, encoded, handler)
+                # What is wrong with it is said before anything is made, and never when it is
+                # taken back.
+                pod_network(meta, config).check()
+                parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
+                await self.table.insert(meta, SandboxStatus())
+            except BaseException:
+                self._warm.give_back(id_)
+                raise
+            with bind(pod=id_):
+                await self._create(meta, config, parameters)
+        return id_
 
     def _meta(
-        self, name: str, config: pb.PodSandboxConfig, encoded: bytes, handler: str
+        self, id_: str, name: str, config: pb.PodSandboxConfig, encoded: bytes, handler: str
     ) -> SandboxMeta:
-        id_ = secrets.token_hex(32)
         files = self.files(id_)
         plan = pod_plan(config)
         userns.check(plan, handler, self._user_namespaces)
@@ -185,9 +196,9 @@ class Sandboxes:
             cgroup=config.linux.cgroup_parent,
         )
 
-    async def _create(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None:
-        parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
-        await self.table.insert(meta, SandboxStatus())
+    async def _create(
+        self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
+    ) -> None:
         try:
             ips, _, _ = await _all(
                 self._connect(meta, config, parameters),
@@ -209,7 +220,7 @@ class Sandboxes:
         self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
     ) -> tuple[str, ...]:
         with self._metrics.stage("run_pod_sandbox", "netns"):
-            await _pin(meta, config, parameters)
+            await pin(meta, config, parameters)
         if not meta.netns:
             return ()
         with self._metrics.stage("run_pod_sandbox", "cni"):
@@ -399,73 +410,6 @@ class Sandboxes:
             return msgspec.structs.replace(status, state=state, ips=kept)
 
         await self.table.update(id_, change)
-
-
-def pins(meta: SandboxMeta) -> dict[str, str]:
-    """The namespaces that a sandbox has of its own: kind → where it is pinned."""
-    kinds = {"user": meta.userns, "net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns}
-    return {kind: path for kind, path in kinds.items() if path}
-
-
-async def _pin(
-    meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
-) -> None:
-    """Makes a sandbox's namespaces; where it has a user namespace, that one owns the others."""
-    paths = pins(meta)
-    name = hostname(config) if meta.utsns else None
-    mappings = userns.of_pod(config)
-    if mappings is not None:
-        await namespaces.pin_user(
-            paths,
-            uid_mappings=mappings.uids,
-            gid_mappings=mappings.gids,
-            hostname=name,
-            sysctls=parameters,
-            timeout=NAMESPACE_TIMEOUT,
-        )
-    elif paths:
-        await namespaces.pin(paths, hostname=name, sysctls=parameters, timeout=NAMESPACE_TIMEOUT)
-
-
-def sandbox_name(metadata: pb.PodSandboxMetadata) -> str:
-    """What makes a pod sandbox the same as another one.
-
-    Raises:
-        InvalidArgument: a part of it is missing.
-    """
-    for field in ("name", "namespace", "uid"):
-        if not getattr(metadata, field):
-            raise InvalidArgument(f"config.metadata.{field}: is empty")
-    return f"{metadata.name}_{metadata.namespace}_{metadata.uid}_{metadata.attempt}"
-
-
-def pod_network(
-    meta: SandboxMeta, config: pb.PodSandboxConfig, *, netns: str | None = None
-) -> PodNetwork:
-    """A pod as CNI is told of it; `netns` is "" where the namespace is gone already.
-
-    Raises:
-        InvalidArgument: an annotation of Kubernetes' is wrong.
-    """
-    return PodNetwork(
-        id=meta.id,
-        name=config.metadata.name,
-        namespace=config.metadata.namespace,
-        uid=config.metadata.uid,
-        netns=meta.netns if netns is None else netns,
-        port_mappings=tuple(
-            PortMapping(
-                container_port=mapping.container_port,
-                host_port=mapping.host_port,
-                protocol=pb.Protocol.Name(mapping.protocol).lower(),
-                host_ip=mapping.host_ip,
-            )
-            for mapping in config.port_mappings
-        ),
-        annotations=dict(config.annotations),
-        bandwidth=bandwidth_of(config.annotations),
-        cgroup_parent=meta.cgroup,
-    )
 
 
 async def _all(*work: Awaitable[Any]) -> list[Any]:

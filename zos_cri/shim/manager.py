@@ -410,6 +410,16 @@ class ShimManager:
         info = await self._launcher.info(binary, handler.task_options())
         return features(info) if info is not None else None
 
+    async def is_current(self, shim: Shim) -> bool:
+        """Whether a shim was started from the file that would be started now.
+
+        Raises:
+            NotFound, InvalidArgument: there is none to start.
+        """
+        binary = await blocking.call(find_binary_at, shim.handler.shim, self._binary_path)
+        started = os.readlink(f"/proc/{shim.pid}/exe")
+        return binary == shim.record.binary and not started.endswith(" (deleted)")
+
     async def close(self) -> None:
         """Lets go of all shims, which run on; the next process's `recover` finds them."""
         for task in [*self._starting.values(), *self._stopping.values()]:

@@ -13,7 +13,7 @@ from tests.unit.cri.test_creation import Maker, container_config
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri._pb import runc_options_pb2
 from zos_cri.cri import userns
-from zos_cri.cri.sandboxes import pins
+from zos_cri.cri.sandbox_parts import pins
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux import namespaces
 from zos_cri.oci.container import HandlerSettings
