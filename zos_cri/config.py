@@ -241,7 +241,7 @@ def warm_shims(config: Config) -> dict[str, int]:
     """How many shims are kept warm, by handler."""
     return {
         name: (WARM_SHIMS if name == config.default_handler else 0)
-        if handler.warm_shims is None
+        if handler.warm_shims < 0
         else handler.warm_shims
         for name, handler in config.handlers.items()
     }

@@ -39,8 +39,8 @@ class HandlerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     runtime: str = "runc"  # the shim's BinaryName: a name on PATH or an absolute path
     systemd_cgroup: bool = False
     oci_version: str = base.OCI_VERSION
-    # shims kept running for pods to come; by default 4 for the default handler, else none
-    warm_shims: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
+    # shims kept running for pods to come; -1 = 4 for the default handler, none for others
+    warm_shims: Annotated[int, msgspec.Meta(ge=-1, le=100)] = -1
     options: dict[str, Any] = {}  # more fields of containerd.runc.v1.Options
     config_path: str = ""  # of a shim that isn't runc's: its own configuration file
     config_type: str = ""  # the type URL of that file's format
