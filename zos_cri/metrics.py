@@ -7,6 +7,7 @@ tables and the configuration, never from a request.
 from __future__ import annotations
 
 import time
+from collections import Counter as Counts
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -109,6 +110,12 @@ class Metrics:
             "Records that could not be read at start and were set aside.",
             registry=self.registry,
         )
+        self.audit_findings = Gauge(
+            "zos_cri_audit_findings",
+            "What the last audit has found and not removed, by verdict.",
+            ("verdict",),
+            registry=self.registry,
+        )
         build = Gauge(
             "zos_cri_build_info",
             "The version that runs; the value is always 1.",
@@ -126,6 +133,12 @@ class Metrics:
             self.pulled_layers.inc(report.layers)
         if report.bytes and report.seconds:
             self.pull_throughput.set(report.bytes / report.seconds)
+
+    def audited(self, verdicts: Iterable[str]) -> None:
+        """Takes what an audit found and left."""
+        counts = Counts(verdicts)
+        for verdict in ("stray", "missing", "unproved"):
+            self.audit_findings.labels(verdict).set(counts[verdict])
 
     @contextmanager
     def stage(self, operation: str, stage: str) -> Iterator[None]:

@@ -223,6 +223,20 @@ warm_shims = {warm}
             timeout=timeout,
         )
 
+    def audit(self, *arguments: str) -> list[dict[str, Any]]:
+        """What `zos-cri audit` finds, or with `--fix` leaves."""
+        argv = [sys.executable, "-m", "zos_cri", "audit", "--config", str(self.config)]
+        done = subprocess.run(
+            [*argv, "-o", "json", *arguments], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout, done.stderr
+        answer = json.loads(done.stdout)
+        removed = answer["fixed"]["removed"] if answer["fixed"] else []
+        left = [finding for finding in answer["findings"] if finding not in removed]
+        counted = [finding for finding in left if finding["verdict"] != "unproved"]
+        assert done.returncode == (1 if counted else 0), done.stderr
+        return counted
+
     # ---- configurations
 
     def pod(

@@ -21,6 +21,7 @@ from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.listen import listen, watch
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
+from zos_cri.audit.present import Look
 from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
 from zos_cri.linux.notify import notify
@@ -98,10 +99,11 @@ class App:
         await recovery.recover(core.containers, core.shims)
         await services.sandboxes.recover()
         await module.recover()
-        await _sweep(core, services, rootfs)
+        reconciler = await _reconciler(core, services, rootfs)
+        await reconciler.sweep()
         core.containers.recovered.set()
-        retries = asyncio.create_task(reconcile.retry_releases(services.sandboxes))
-        undo.callback(retries.cancel)
+        for work in (reconcile.retry_releases(services.sandboxes), reconciler.watch()):
+            undo.callback(asyncio.create_task(work).cancel)
         services.stats.sampler.start()
         core.warm.start()
 
@@ -117,8 +119,10 @@ class App:
             raise FailedPrecondition(f"{run / 'lock'}: another zos-cri serves from {run}") from None
 
 
-async def _sweep(core: Core, services: Services, rootfs: DirectoryRootfs) -> None:
-    await reconcile.sweep(
+async def _reconciler(
+    core: Core, services: Services, rootfs: DirectoryRootfs
+) -> reconcile.Reconciler:
+    return reconcile.Reconciler(
         containers=core.containers,
         sandboxes=services.sandboxes,
         shims=core.shims,
@@ -126,7 +130,11 @@ async def _sweep(core: Core, services: Services, rootfs: DirectoryRootfs) -> Non
         execs=core.execs,
         images=core.images,
         rootfs=rootfs,
+        network=services.network,
+        output=services.output,
         cgroups=core.cgroups,
+        metrics=core.metrics,
+        look=Look(core.config, core.cgroups),
         damaged=await asyncio.to_thread(core.database.damaged),
     )
 

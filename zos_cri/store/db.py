@@ -126,11 +126,12 @@ class Database:
             )
         connection.execute(f"PRAGMA user_version={FORMAT}")
 
-    def damaged(self) -> int:
-        """How many records are set aside, now and earlier. Blocks; for start-up."""
-        return sum(
-            int(self.execute_now(f"SELECT count(*) FROM {table}_damaged")[0][0])
+    def damaged(self) -> tuple[str, ...]:
+        """The ids of the records that are set aside, now and earlier. Blocks; for start-up."""
+        return tuple(
+            str(id_)
             for table in _TABLES
+            for (id_,) in self.execute_now(f"SELECT id FROM {table}_damaged")
         )
 
     async def execute(self, sql: str, *values: Any) -> None:

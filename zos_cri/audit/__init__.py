@@ -1,0 +1,1 @@
+"""The audit: what exists of pods and containers, held against what should by the records."""
