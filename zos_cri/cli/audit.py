@@ -46,9 +46,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Lists what exists of pods and containers (shims, tasks, mounts, namespaces,"
         " cgroups, networks, FIFOs, bundles, layers, logs) and should not, and what should and"
         " does not. It reads the state file and asks nobody, so it works beside a server that"
-        " runs, hangs or is gone.",
-        epilog="exit codes: 0 no difference, 1 there is one (with --fix: that is left)."
-        " UNPROVED is what may be another installation's; it is listed and not counted.",
+        " runs, hangs or is gone. The exit code is 1 where there is a difference (with --fix:"
+        " where one is left). What may be another installation's is listed as UNPROVED and not"
+        " counted.",
+        epilog="example: zos-cri audit --fix",
     )
     parser.add_argument(
         "--config", type=Path, help=f"configuration file (default: {config.DEFAULT_PATH})"
