@@ -17,19 +17,18 @@ if TYPE_CHECKING:
     from zos_cri.module.types import ContainerRecord
 
 
-async def container_status(
-    services: Services, request: pb.ContainerStatusRequest
-) -> pb.ContainerStatusResponse:
+async def container_status(services: Services, request: pb.ContainerStatusRequest) -> bytes:
     """A container as it is, from memory.
 
     Raises:
         NotFound: there is none.
     """
     record = services.creation.container(request.container_id)
-    return pb.ContainerStatusResponse(
-        status=services.views.container_status(record),
-        info=await _info(services, record) if request.verbose else {},
-    )
+    status = services.views.statuses.get(record)
+    if not request.verbose:
+        return status
+    info = await _info(services, record)
+    return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
 
 async def _info(services: Services, record: ContainerRecord) -> dict[str, str]:

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.views import container_state, has_labels, listed
 
 if TYPE_CHECKING:
+    from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.services import Services
     from zos_cri.module.types import ContainerRecord
 
 
-async def list_containers(
-    services: Services, request: pb.ListContainersRequest
-) -> pb.ListContainersResponse:
+async def list_containers(services: Services, request: pb.ListContainersRequest) -> bytes:
     """The containers that pass the filter, from memory."""
-    containers = [services.views.container(record) for record in found(services, request.filter)]
-    return pb.ListContainersResponse(containers=containers)
+    return services.views.containers.join(found(services, request.filter))
 
 
 def found(services: Services, wanted: pb.ContainerFilter) -> list[ContainerRecord]:
     """The containers that a filter lets through."""
+    if not wanted.ByteSize():
+        return [record for record in services.containers if listed(record)]
     return [record for record in services.containers if passes(services, record, wanted)]
 
 

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.views import has_labels, sandbox_state
 from zos_cri.store.lifecycle import SandboxState
 
 if TYPE_CHECKING:
+    from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.services import Services
     from zos_cri.cri.stats_targets import SandboxRecord
 
 
-async def list_pod_sandbox(
-    services: Services, request: pb.ListPodSandboxRequest
-) -> pb.ListPodSandboxResponse:
+async def list_pod_sandbox(services: Services, request: pb.ListPodSandboxRequest) -> bytes:
     """The pods that pass the filter, from memory; one that is being made isn't there yet."""
-    items = [services.views.sandbox(record) for record in found(services, request.filter)]
-    return pb.ListPodSandboxResponse(items=items)
+    return services.views.sandboxes.join(found(services, request.filter))
 
 
 def found(services: Services, wanted: pb.PodSandboxFilter) -> list[SandboxRecord]:
     """The pods that a filter lets through."""
-    return [record for record in services.sandboxes.table if _passes(services, record, wanted)]
+    table = services.sandboxes.table
+    if not wanted.ByteSize():
+        return [record for record in table if record.status.state is not SandboxState.CREATING]
+    return [record for record in table if _passes(services, record, wanted)]
 
 
 def _passes(services: Services, record: SandboxRecord, wanted: pb.PodSandboxFilter) -> bool:

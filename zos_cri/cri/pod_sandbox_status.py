@@ -16,20 +16,18 @@ if TYPE_CHECKING:
     from zos_cri.store.model import SandboxMeta, SandboxStatus
 
 
-async def pod_sandbox_status(
-    services: Services, request: pb.PodSandboxStatusRequest
-) -> pb.PodSandboxStatusResponse:
+async def pod_sandbox_status(services: Services, request: pb.PodSandboxStatusRequest) -> bytes:
     """A pod as it is, from memory.
 
     Raises:
         NotFound: there is none.
     """
     record = services.sandboxes.find(request.pod_sandbox_id)
-    return pb.PodSandboxStatusResponse(
-        status=services.views.sandbox_status(record),
+    rest = pb.PodSandboxStatusResponse(
         info=_info(services, record) if request.verbose else {},
         timestamp=time.time_ns(),
     )
+    return services.views.sandbox_statuses.get(record) + rest.SerializeToString()
 
 
 def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dict[str, str]:

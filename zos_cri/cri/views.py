@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.cri.kept import Kept
 from zos_cri.cri.pods import namespace_options
 from zos_cri.store.lifecycle import ContainerState, SandboxState
 
@@ -55,11 +56,18 @@ class Views:
     def __init__(self) -> None:
         self._containers: dict[str, tuple[CriContainer, pb.ContainerConfig]] = {}
         self._sandboxes: dict[str, pb.PodSandboxConfig] = {}
+        # Each is field 1 of the answers that hold it.
+        self.containers = Kept(self.container, 1)
+        self.statuses = Kept(self.container_status, 1)
+        self.sandboxes = Kept(self.sandbox, 1)
+        self.sandbox_statuses = Kept(self.sandbox_status, 1)
 
     def forget(self, id_: str) -> None:
         """Drops what is held for a container or sandbox that is gone."""
         self._containers.pop(id_, None)
         self._sandboxes.pop(id_, None)
+        for kept in (self.containers, self.statuses, self.sandboxes, self.sandbox_statuses):
+            kept.forget(id_)
 
     # ---- containers
 

@@ -182,6 +182,7 @@ class Table(Generic[Meta, Status]):
         self._status: msgspec.json.Decoder[Status] = msgspec.json.Decoder(status)
         self._records: dict[str, Record[Meta, Status]] = {}
         self._ids: dict[str, str] = {}  # by key
+        self._ordered: list[str] = []  # ids, oldest first; empty = to be sorted anew
         self._locks: dict[str, asyncio.Lock] = {}
         self.set_aside = 0  # rows that `load` could not read
 
@@ -210,7 +211,10 @@ class Table(Generic[Meta, Status]):
 
     def __iter__(self) -> Iterator[Record[Meta, Status]]:
         """A snapshot of all records, oldest first."""
-        return iter(sorted(self._records.values(), key=lambda r: (r.meta.created_at, r.meta.id)))
+        if not self._ordered:
+            records = sorted(self._records.values(), key=lambda r: (r.meta.created_at, r.meta.id))
+            self._ordered = [record.meta.id for record in records]
+        return iter([self._records[id_] for id_ in self._ordered])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -264,6 +268,7 @@ class Table(Generic[Meta, Status]):
             del self._ids[key]
             raise
         self._records[meta.id] = Record(meta, status)
+        self._ordered = []
 
     async def update(self, id_: str, change: Callable[[Status], Status]) -> Status:
         """Replaces the status by `change` of the present one: copy, change, persist, swap.
@@ -296,6 +301,7 @@ class Table(Generic[Meta, Status]):
             async with self._lock(id_):
                 await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
                 record = self._records.pop(id_)
+                self._ordered = []
                 del self._ids[self._key(record.meta)]
                 del self._locks[id_]
 

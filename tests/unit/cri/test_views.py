@@ -166,7 +166,7 @@ async def test_the_filter_of_containers(views, wanted, ids):
     ]
     services: Any = SimpleNamespace(views=views, containers=records)
     request = pb.ListContainersRequest(filter=pb.ContainerFilter(**wanted))
-    answer = await list_containers(services, request)
+    answer = pb.ListContainersResponse.FromString(await list_containers(services, request))
     assert "".join(each.id[0] for each in answer.containers) == ids
 
 
@@ -189,5 +189,5 @@ async def test_the_filter_of_pods(views, wanted, ids):
     ]
     services: Any = SimpleNamespace(views=views, sandboxes=SimpleNamespace(table=records))
     request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(**wanted))
-    answer = await list_pod_sandbox(services, request)
+    answer = pb.ListPodSandboxResponse.FromString(await list_pod_sandbox(services, request))
     assert "".join(each.id[0] for each in answer.items) == ids
