@@ -78,6 +78,16 @@ class Metrics:
             "Shims that died with containers in them.",
             registry=self.registry,
         )
+        self.event_subscribers = Gauge(
+            "zos_cri_event_subscribers",
+            "Streams of GetContainerEvents that are open.",
+            registry=self.registry,
+        )
+        self.events_lost = Counter(
+            "zos_cri_events_lost",
+            "Events that subscribers did not read in time, over all of them.",
+            registry=self.registry,
+        )
         self.pull_duration = Histogram(
             "zos_cri_image_pull_duration_seconds",
             "Time that a pull took, whatever its end.",

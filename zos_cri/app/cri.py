@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from zos_cri.config import handlers
 from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.cri.creation import Creation
+from zos_cri.cri.events import Events
 from zos_cri.cri.features import handler_features, handler_settings
 from zos_cri.cri.init import PodInits
 from zos_cri.cri.output import Output
@@ -95,6 +96,12 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         cgroups=core.cgroups,
         streaming=await _streaming(config.streaming, streams, undo),
         stats=_statistics(core, sandboxes, views, undo),
+        events=Events(
+            containers=core.containers,
+            pods=core.database.sandboxes,
+            views=views,
+            metrics=core.metrics,
+        ),
     )
 
 

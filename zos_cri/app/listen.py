@@ -74,6 +74,7 @@ async def listen(services: Services, module: ContainerModule, undo: AsyncExitSta
         os.chown(path, 0, gid)
     await server.start()
     undo.push_async_callback(server.stop, STOP_GRACE)
+    undo.callback(services.events.close)  # before it: streams of events don't end by themselves
     if config.server.metrics:
         _serve_metrics(config.server, services.metrics, undo)
 

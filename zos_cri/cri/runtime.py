@@ -12,6 +12,7 @@ from zos_cri.cri.container_status import container_status
 from zos_cri.cri.create_container import create_container
 from zos_cri.cri.exec import exec_
 from zos_cri.cri.exec_sync import exec_sync
+from zos_cri.cri.get_container_events import get_container_events
 from zos_cri.cri.image_fs_info import image_fs_info
 from zos_cri.cri.image_status import image_status
 from zos_cri.cri.list_container_stats import list_container_stats
@@ -97,6 +98,7 @@ RUNTIME_STREAMS: Final[Mapping[str, Callable[[Services, Any], AsyncGenerator[Any
     "StreamContainerStats": stream_container_stats,
     "StreamPodSandboxStats": stream_pod_sandbox_stats,
     "StreamPodSandboxMetrics": stream_pod_sandbox_metrics,
+    "GetContainerEvents": get_container_events,
 }
 
 IMAGE_STREAMS: Final[Mapping[str, Callable[[Services, Any], AsyncGenerator[Any, None]]]] = {

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.config import Config
     from zos_cri.cri.creation import Creation
+    from zos_cri.cri.events import Events
     from zos_cri.cri.output import Output
     from zos_cri.cri.sandboxes import Sandboxes
     from zos_cri.cri.stats_targets import Statistics
@@ -47,3 +48,4 @@ class Services:
     cgroups: Cgroups
     streaming: StreamingServer
     stats: Statistics
+    events: Events

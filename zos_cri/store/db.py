@@ -12,7 +12,7 @@ import contextlib
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -59,6 +59,10 @@ class Record(NamedTuple, Generic[Meta, Status]):
 
     meta: Meta
     status: Status
+
+
+# Told of a record as it was before a change and as it is after it; None = not there.
+Watcher: TypeAlias = "Callable[[Record[Meta, Status] | None, Record[Meta, Status] | None], None]"
 
 
 class Database:
@@ -184,6 +188,7 @@ class Table(Generic[Meta, Status]):
         self._ids: dict[str, str] = {}  # by key
         self._ordered: list[str] = []  # ids, oldest first; empty = to be sorted anew
         self._locks: dict[str, asyncio.Lock] = {}
+        self._watchers: list[Watcher[Meta, Status]] = []
         self.set_aside = 0  # rows that `load` could not read
 
     def load(self) -> None:
@@ -208,6 +213,23 @@ class Table(Generic[Meta, Status]):
                 _check_version(record, f"{self._name} {id_}")
                 self._records[id_] = record
                 self._ids[self._key(record.meta)] = id_
+
+    def watch(self, watcher: Watcher[Meta, Status]) -> None:
+        """Tells of every change from now on: the record before and after it, None = not there.
+
+        The watcher is called as the change can be seen, in the changes' order; it must return at
+        once and not raise.
+        """
+        self._watchers.append(watcher)
+
+    def _set(self, id_: str, record: Record[Meta, Status] | None) -> None:
+        before = self._records.get(id_)
+        if record is not None:
+            self._records[id_] = record
+        else:
+            del self._records[id_]
+        for watcher in self._watchers:
+            watcher(before, record)
 
     def __iter__(self) -> Iterator[Record[Meta, Status]]:
         """A snapshot of all records, oldest first."""
@@ -267,8 +289,8 @@ class Table(Generic[Meta, Status]):
         except BaseException:
             del self._ids[key]
             raise
-        self._records[meta.id] = Record(meta, status)
         self._ordered = []
+        self._set(meta.id, Record(meta, status))
 
     async def update(self, id_: str, change: Callable[[Status], Status]) -> Status:
         """Replaces the status by `change` of the present one: copy, change, persist, swap.
@@ -289,7 +311,7 @@ class Table(Generic[Meta, Status]):
                     f"UPDATE {self._name} SET status = ? WHERE id = ?",
                     *(msgspec.json.encode(status), id_),
                 )
-                self._records[id_] = Record(record.meta, status)
+                self._set(id_, Record(record.meta, status))
             return status
 
     async def delete(self, id_: str) -> None:
@@ -300,10 +322,10 @@ class Table(Generic[Meta, Status]):
         with contextlib.suppress(NotFound):
             async with self._lock(id_):
                 await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
-                record = self._records.pop(id_)
                 self._ordered = []
-                del self._ids[self._key(record.meta)]
+                del self._ids[self._key(self._records[id_].meta)]
                 del self._locks[id_]
+                self._set(id_, None)
 
     @contextlib.asynccontextmanager
     async def _lock(self, id_: str) -> AsyncIterator[None]:

@@ -323,3 +323,17 @@ def test_every_acknowledged_write_survives_sigkill(path):
 async def fill(db):
     for id_ in "abc":
         await db.containers.insert(container(id_, name=id_), ContainerStatus())
+
+
+async def test_watchers_are_told_of_every_change_with_the_record_before_and_after(db):
+    told = []
+    db.sandboxes.watch(lambda before, after: told.append((before, after)))
+    meta = sandbox()
+    await db.sandboxes.insert(meta, SandboxStatus())
+    first = db.sandboxes.get(meta.id)
+    await db.sandboxes.update(meta.id, lambda status: status)  # no change
+    await db.sandboxes.update(meta.id, to("ready"))
+    second = db.sandboxes.get(meta.id)
+    await db.sandboxes.delete(meta.id)
+    await db.sandboxes.delete(meta.id)
+    assert told == [(None, first), (first, second), (second, None)]
