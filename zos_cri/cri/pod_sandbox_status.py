@@ -41,7 +41,7 @@ def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dic
         "runtimeHandler": meta.handler,
         "namespaces": {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns},
         "config": json_format.MessageToDict(
-            services.views.config(meta), preserving_proto_field_name=True
+            services.views.pod_config(record), preserving_proto_field_name=True
         ),
     }
     return {"info": json.dumps(info)}

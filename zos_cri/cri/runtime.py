@@ -43,6 +43,7 @@ from zos_cri.cri.stream_pod_sandbox_metrics import stream_pod_sandbox_metrics
 from zos_cri.cri.stream_pod_sandbox_stats import stream_pod_sandbox_stats
 from zos_cri.cri.stream_pod_sandboxes import stream_pod_sandboxes
 from zos_cri.cri.update_container_resources import update_container_resources
+from zos_cri.cri.update_pod_sandbox_resources import update_pod_sandbox_resources
 from zos_cri.cri.update_runtime_config import update_runtime_config
 from zos_cri.cri.version import version
 
@@ -59,6 +60,7 @@ RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "Status": status,
     "RuntimeConfig": runtime_config,
     "UpdateRuntimeConfig": update_runtime_config,
+    "UpdatePodSandboxResources": update_pod_sandbox_resources,
     "RunPodSandbox": run_pod_sandbox,
     "StopPodSandbox": stop_pod_sandbox,
     "RemovePodSandbox": remove_pod_sandbox,

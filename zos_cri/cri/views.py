@@ -142,6 +142,15 @@ class Views:
             config = self._sandboxes[meta.id] = pb.PodSandboxConfig.FromString(meta.config)
         return config
 
+    def pod_config(self, record: Record[SandboxMeta, SandboxStatus]) -> pb.PodSandboxConfig:
+        """A sandbox's configuration with the resources that are in force now."""
+        config = pb.PodSandboxConfig()
+        config.CopyFrom(self.config(record.meta))
+        for field in ("overhead", "resources"):
+            if updated := getattr(record.status, field):
+                getattr(config.linux, field).ParseFromString(updated)
+        return config
+
     def sandbox(self, record: Record[SandboxMeta, SandboxStatus]) -> pb.PodSandbox:
         """One entry of ListPodSandbox."""
         config = self.config(record.meta)

@@ -96,9 +96,17 @@ class SandboxMeta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What changes in a pod sandbox's life."""
+    """What changes in a pod sandbox's life.
+
+    Attributes:
+        network_released: CNI DEL has succeeded, or was never needed.
+        overhead, resources: runtime.v1.LinuxContainerResources, of the last update; empty where
+            what the sandbox was made with still holds.
+    """
 
     state: SandboxState = SandboxState.CREATING
     ips: tuple[str, ...] = ()
-    network_released: bool = False  # CNI DEL has succeeded, or was never needed
+    network_released: bool = False
+    overhead: bytes = b""
+    resources: bytes = b""
     version: int = VERSION
