@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from zos_cri.stats.messages import field
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Iterable, Iterator
 
 ITEMS: Final = 1  # the number of the field with the items, in cri.proto
 # Bytes of an answer. A client's limit is 4 MiB where it has set none (gRPC's own default), and the
@@ -22,6 +22,11 @@ MESSAGE_LIMIT: Final = (1 << 20) - 1
 ITEMS_AT_ONCE: Final = 200
 
 
+def as_fields(items: Iterable[bytes]) -> Iterator[bytes]:
+    """Encoded messages as the answer's fields."""
+    return (field(ITEMS, item) for item in items)
+
+
 async def batches(items: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
     """Answers with all items in their order, each of at least one item and under 1 MiB.
 
@@ -29,12 +34,11 @@ async def batches(items: Iterable[bytes]) -> AsyncGenerator[bytes, None]:
     client that takes longer messages gets it.
 
     Args:
-        items: encoded messages; read only as the client takes the answers.
+        items: encoded as the answer's fields; read only as the client takes the answers.
     """
     answer: list[bytes] = []
     size = 0
-    for count, item in enumerate(items):
-        encoded = field(ITEMS, item)
+    for count, encoded in enumerate(items):
         if answer and size + len(encoded) > MESSAGE_LIMIT:
             yield b"".join(answer)
             answer, size = [], 0

@@ -48,6 +48,11 @@ _KINDS: Final = {
 }
 
 
+# Numbers of fields, as in cri.proto.
+_POD_STATUS: Final = 4
+_CONTAINERS_STATUSES: Final = 5
+
+
 class Subscription:
     """One subscriber's ring."""
 
@@ -169,10 +174,11 @@ class Events:
 
     # ---- what is told
 
-    def container_statuses(self, pod: str) -> list[pb.ContainerStatus]:
-        """The statuses of a pod's containers, oldest first."""
+    def container_statuses(self, pod: str, number: int) -> bytes:
+        """The statuses of a pod's containers, oldest first, as fields of that number."""
         records = map(self._containers.get, self._of_pod.get(pod, ()))
-        return [self._views.container_status(r) for r in records if r is not None and listed(r)]
+        known = [record for record in records if record is not None and listed(record)]
+        return self._views.statuses.fields(known, number)
 
     def timestamp(self) -> int:
         """Now, in ns since the epoch, and later than every event that was told."""
@@ -207,13 +213,16 @@ class Events:
     def _tell(self, id_: str, kind: pb.ContainerEventType.ValueType, pod: SandboxRecord) -> None:
         if not self._subscriptions:
             return
-        event = pb.ContainerEventResponse(
-            container_id=id_,
-            container_event_type=kind,
-            created_at=self.timestamp(),
-            pod_sandbox_status=self._views.sandbox_status(pod),
-            containers_statuses=self.container_statuses(pod.meta.id),
-        ).SerializeToString()
+        own = pb.ContainerEventResponse(
+            container_id=id_, container_event_type=kind, created_at=self.timestamp()
+        )
+        event = b"".join(
+            (
+                own.SerializeToString(),
+                self._views.sandbox_statuses.fields((pod,), _POD_STATUS),
+                self.container_statuses(pod.meta.id, _CONTAINERS_STATUSES),
+            )
+        )
         for subscription in self._subscriptions:
             lost = subscription.put(event)
             if lost:

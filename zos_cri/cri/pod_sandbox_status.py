@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf import json_format
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from zos_cri.store.model import SandboxMeta, SandboxStatus
 
 
+CONTAINERS_STATUSES: Final = 3  # the field's number, in cri.proto
+
+
 async def pod_sandbox_status(services: Services, request: pb.PodSandboxStatusRequest) -> bytes:
     """A pod as it is, from memory.
 
@@ -22,13 +25,13 @@ async def pod_sandbox_status(services: Services, request: pb.PodSandboxStatusReq
         NotFound: there is none.
     """
     record = services.sandboxes.find(request.pod_sandbox_id)
+    # Both are for a kubelet that takes events: it then asks for no container by itself.
+    containers = services.events.container_statuses(record.meta.id, CONTAINERS_STATUSES)
     rest = pb.PodSandboxStatusResponse(
         info=_info(services, record) if request.verbose else {},
-        # Both are for a kubelet that takes events: it then asks for no container by itself.
-        containers_statuses=services.events.container_statuses(record.meta.id),
         timestamp=services.events.timestamp(),
     )
-    return services.views.sandbox_statuses.get(record) + rest.SerializeToString()
+    return services.views.sandbox_statuses.get(record) + containers + rest.SerializeToString()
 
 
 def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dict[str, str]:

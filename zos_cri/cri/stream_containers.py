@@ -19,6 +19,5 @@ async def stream_containers(
 ) -> AsyncGenerator[bytes, None]:
     """The containers that pass the filter, in answers under 1 MiB."""
     records = found(services, request.filter)
-    items = (services.views.container(record).SerializeToString() for record in records)
-    async for answer in batches(items):
+    async for answer in batches(map(services.views.containers.get, records)):
         yield answer

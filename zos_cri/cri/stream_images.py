@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zos_cri.cri.batches import batches
+from zos_cri.cri.batches import as_fields, batches
 from zos_cri.cri.image_views import image_view
 
 if TYPE_CHECKING:
@@ -19,5 +19,6 @@ async def stream_images(
 ) -> AsyncGenerator[bytes, None]:
     """The images on this host, or the one that the filter names, in answers under 1 MiB."""
     images = await services.images.list(request.filter.image.image)
-    async for answer in batches(image_view(image).SerializeToString() for image in images):
+    items = (image_view(image).SerializeToString() for image in images)
+    async for answer in batches(as_fields(items)):
         yield answer

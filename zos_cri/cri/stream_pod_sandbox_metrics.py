@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zos_cri.cri.batches import batches
+from zos_cri.cri.batches import as_fields, batches
 from zos_cri.cri.list_pod_sandbox_metrics import found
 
 if TYPE_CHECKING:
@@ -18,5 +18,5 @@ async def stream_pod_sandbox_metrics(
     services: Services, _: pb.StreamPodSandboxMetricsRequest
 ) -> AsyncGenerator[bytes, None]:
     """The metrics of the ready pods, in answers under 1 MiB."""
-    async for answer in batches(await found(services)):
+    async for answer in batches(as_fields(await found(services))):
         yield answer

@@ -19,6 +19,5 @@ async def stream_pod_sandboxes(
 ) -> AsyncGenerator[bytes, None]:
     """The pods that pass the filter, in answers under 1 MiB."""
     records = found(services, request.filter)
-    items = (services.views.sandbox(record).SerializeToString() for record in records)
-    async for answer in batches(items):
+    async for answer in batches(map(services.views.sandboxes.get, records)):
         yield answer

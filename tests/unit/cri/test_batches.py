@@ -5,12 +5,14 @@ import asyncio
 import pytest
 
 from zos_cri._pb import cri_pb2 as pb
-from zos_cri.cri.batches import ITEMS_AT_ONCE, MESSAGE_LIMIT, batches
+from zos_cri.cri.batches import ITEMS_AT_ONCE, MESSAGE_LIMIT, as_fields, batches
 
 
 async def answers(sizes):
     items = (pb.Container(id=str(n), image_ref="x" * s) for n, s in enumerate(sizes))
-    return [answer async for answer in batches(item.SerializeToString() for item in items)]
+    return [
+        answer async for answer in batches(as_fields(item.SerializeToString() for item in items))
+    ]
 
 
 def ids(encoded):

@@ -165,7 +165,8 @@ async def test_containers_from_before_a_restart_are_known(bench, views):
     again = Events(
         containers=bench.containers, pods=bench.db.sandboxes, views=views, metrics=bench.metrics
     )
-    assert [s.id for s in again.container_statuses("p" * 64)] == [A]
+    told = pb.ContainerEventResponse.FromString(again.container_statuses("p" * 64, 5))
+    assert [status.id for status in told.containers_statuses] == [A]
 
 
 async def test_timestamps_only_grow_when_the_clock_goes_back(events, monkeypatch):
