@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.linux import blocking, host
+import msgspec
+
+from zos_cri.linux import apparmor, blocking, host
 from zos_cri.linux.mount import mounts_below
 from zos_cri.oci.host import RLIM_INFINITY, HostFacts
 
@@ -21,6 +23,13 @@ async def host_facts(cgroups: Cgroups) -> HostFacts:
     """Finds out. Takes some milliseconds and one short child process."""
     found = await host.probe()
     return await blocking.call(_facts, found, cgroups)
+
+
+async def with_default_profile(facts: HostFacts) -> HostFacts:
+    """Loads the AppArmor profile that RuntimeDefault means, where the kernel has AppArmor."""
+    if not facts.apparmor:
+        return facts
+    return msgspec.structs.replace(facts, apparmor_default=await apparmor.load_default())
 
 
 def _facts(found: host.HostFacts, cgroups: Cgroups) -> HostFacts:
@@ -39,7 +48,7 @@ def _facts(found: host.HostFacts, cgroups: Cgroups) -> HostFacts:
         hugepage_sizes=sizes,
         seccomp=found.seccomp,
         apparmor=found.apparmor,
-        apparmor_profiles=_apparmor_profiles() if found.apparmor else frozenset(),
+        apparmor_profiles=apparmor.loaded() if found.apparmor else frozenset(),
         selinux=found.selinux,
         oom_score_adj_min=found.oom_score_adj_min,
         rlimits_raisable=found.can_raise_rlimits,
@@ -84,10 +93,3 @@ def _hugepage_sizes() -> frozenset[str]:
                 break
             kib //= 1024
     return frozenset(sizes)
-
-
-def _apparmor_profiles() -> frozenset[str]:
-    with contextlib.suppress(OSError):
-        lines = Path("/sys/kernel/security/apparmor/profiles").read_text().splitlines()
-        return frozenset(line.rpartition(" (")[0] for line in lines)
-    return frozenset()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from zos_cri.config import Config, handlers, warm_shims
 from zos_cri.cri import facts
-from zos_cri.host import host_facts
+from zos_cri.host import host_facts, with_default_profile
 from zos_cri.images.store import ImageStore
 from zos_cri.linux import blocking
 from zos_cri.linux.cgroup import Cgroups
@@ -62,7 +62,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         Error: something can't be had; `undo` ends what was begun.
     """
     cgroups = Cgroups()
-    host = await host_facts(cgroups)
+    host = await with_default_profile(await host_facts(cgroups))
     metrics = Metrics()
     database = Database(config.state_dir / "state.db")
     undo.callback(database.close)

@@ -19,7 +19,7 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
 )
-from zos_cri.linux import blocking
+from zos_cri.linux import apparmor, blocking
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
 from zos_cri.oci import fields, mounts, namespaces, resources, security, signals, users
@@ -159,7 +159,7 @@ class Creation:
                 config=config,
                 image=image.config,
                 handler=handler,
-                host=self._host,
+                host=await self._current_host(),
             )
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
             extra = CriContainer(
@@ -285,6 +285,13 @@ class Creation:
             ),
             cdi=await self._cdi.edits(config.CDI_devices),
         )
+
+    async def _current_host(self) -> HostFacts:
+        """With the AppArmor profiles of now: they are loaded and removed at any time."""
+        if not self._host.apparmor:
+            return self._host
+        profiles = await blocking.call(apparmor.loaded)
+        return msgspec.structs.replace(self._host, apparmor_profiles=profiles)
 
     async def _look(self, look: Any, what: Any, path: str) -> Any:
         return await blocking.call_abandonable(look, what, timeout=PATH_TIMEOUT, what=path)
