@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import ROOT, TOOLS
-from tests.integration.server import UPSTREAM, Server, serving
+from tests.integration.server import SLOWNESS, UPSTREAM, Server, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.runtime,
     pytest.mark.go,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(1200 * SLOWNESS),
 ]
 
 # The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
@@ -32,18 +32,17 @@ SKIP = r"public image with digest|benchmark"
 def registry(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Iterator[Path]:
     """A registry with critest's images; where its hosts.toml files are."""
     certs = tmp_path_factory.mktemp("certs.d")
-    ready = certs / ".ready"
     serve = subprocess.Popen(
-        [ROOT / "hack/images/serve", "--certs-d", certs, "sh", "-c", f"touch {ready}; cat"],
+        [ROOT / "hack/images/serve", "--certs-d", certs, "sh", "-c", "echo ready; cat >/dev/null"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
-        while not ready.exists():
-            assert serve.poll() is None, "the registry did not start"
-            os.sched_yield()
+        assert serve.stdout is not None
+        assert serve.stdout.readline() == b"ready\n", "the registry did not start"
         yield certs
     finally:
-        serve.communicate(timeout=30)
+        serve.communicate(timeout=30 * SLOWNESS)
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def critest(server: Server, directory: Path, *flags: str) -> str:
         cwd=directory,
         capture_output=True,
         text=True,
-        timeout=1100,
+        timeout=1100 * SLOWNESS,
         env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}"},
     )
     report = done.stdout + done.stderr
