@@ -168,6 +168,13 @@ def syncfs(fd: int) -> None:
     _check(_libc.syncfs(fd))
 
 
+def filesystem_type(fd: int) -> int:
+    """fstatfs(2): what kind of file system a file lies on, by its magic number."""
+    buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes; its first is a word
+    _check(_libc.fstatfs(fd, buffer))
+    return ctypes.c_ulong.from_buffer(buffer).value
+
+
 def tee(source: int, sink: int, count: int, flags: int = 0) -> int:
     """tee(2): copies up to `count` bytes from pipe to pipe without consuming them."""
     _libc.tee.restype = ctypes.c_ssize_t

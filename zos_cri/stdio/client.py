@@ -52,9 +52,18 @@ _ERRORS: Final[Mapping[str, type[Error]]] = {
         errors.PermissionDenied,
         errors.ResourceExhausted,
         errors.Unavailable,
+        errors.DeadlineExceeded,
         errors.Internal,
     )
 }
+
+# An Attach that was answered so has left nothing behind.
+_REFUSED: Final = (
+    errors.InvalidArgument,
+    errors.NotFound,
+    errors.ResourceExhausted,
+    errors.DeadlineExceeded,
+)
 
 
 class LoggerClient:
@@ -120,6 +129,7 @@ class LoggerClient:
             NotFound: a FIFO isn't there.
             AlreadyExists: the container is attached to something else.
             ResourceExhausted: the log file can't be made; the message says why.
+            DeadlineExceeded: its file system doesn't answer.
             Unavailable: there is no logger.
         """
         spec = LogSpec(
@@ -134,7 +144,7 @@ class LoggerClient:
         self._hold(spec)
         try:
             await self._ask(messages.Attach(seq=next(self._seq), spec=spec), None)
-        except (errors.InvalidArgument, errors.NotFound, errors.ResourceExhausted):
+        except _REFUSED:
             self._release(container)
             raise
 
@@ -144,6 +154,7 @@ class LoggerClient:
         Raises:
             NotFound: it isn't attached (any more).
             ResourceExhausted, InvalidArgument: the file can't be opened; the old one stays.
+            DeadlineExceeded: its file system doesn't answer.
         """
         await self._ask(messages.Reopen(seq=next(self._seq), id=container), None)
 

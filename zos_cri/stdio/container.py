@@ -12,6 +12,7 @@ from zos_cri.stdio.stream import Pipe, Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from zos_cri.stdio.background import Background
     from zos_cri.stdio.loop import Loop, Timer
     from zos_cri.stdio.state import StateDir
 
@@ -26,11 +27,20 @@ class Container:
         pipe: Pipe,
         state: StateDir,
         loop: Loop,
+        background: Background,
+        local: frozenset[int],
         on_change: Callable[[Container, Stream], None],
+        on_landed: Callable[[Container], None],
     ) -> None:
-        log = LogFile(spec.log_path, spec.log_root) if spec.log_path else None
+        log = LogFile(spec.log_path, spec.log_root, local=local) if spec.log_path else None
         self.spec = spec
-        self.sink = Sink(spec.id, log, spec.drop_after)
+        self.sink = Sink(
+            spec.id,
+            log,
+            spec.drop_after,
+            background=background,
+            on_landed=lambda: on_landed(self),
+        )
         self.streams = [
             Stream(
                 name=name,

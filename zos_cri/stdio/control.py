@@ -113,23 +113,24 @@ class Client:
         try:
             request = messages.parse_request(body)
             seq = request.seq
-            if isinstance(request, messages.Finish):
-                self._logger.finish(request.id, request.timeout, partial(self._answer, seq))
-            else:
-                self._answer(seq, self._do(request))
+            match request:
+                case messages.Finish():
+                    self._logger.finish(request.id, request.timeout, partial(self._answer, seq))
+                case messages.Attach():
+                    self._logger.attach(request.spec, partial(self._settle, seq))
+                case messages.Reopen():
+                    self._logger.reopen(request.id, partial(self._settle, seq))
+                case _:
+                    self._answer(seq, self._do(request))
         except (Error, OSError) as error:
-            self._send(messages.Reply(seq=seq, code=_code(error), error=one_line(error)))
+            self._settle(seq, error)
         except Exception as error:
             _log.exception("request failed")
-            self._send(messages.Reply(seq=seq, code="INTERNAL", error=one_line(error)))
+            self._settle(seq, error)
 
     def _do(self, request: messages.AnyRequest) -> object:
         logger = self._logger
         match request:
-            case messages.Attach():
-                logger.attach(request.spec)
-            case messages.Reopen():
-                logger.reopen(request.id)
             case messages.Detach():
                 logger.detach(request.id)
             case messages.Tap():
@@ -138,7 +139,7 @@ class Client:
                 return logger.list()
             case messages.Status():
                 return logger.status()
-            case _:  # Ping; Finish answers for itself
+            case _:  # Ping; those that aren't here answer for themselves
                 pass
         return None
 
@@ -149,6 +150,12 @@ class Client:
             raise InvalidArgument("logger: tap: as many descriptors as streams are needed")
         self._logger.tap(request.id, list(zip(names, self._fds, strict=True)))
         self._fds = []
+
+    def _settle(self, seq: int, error: Exception | None) -> None:
+        if error is None:
+            self._answer(seq, None)
+            return
+        self._send(messages.Reply(seq=seq, code=_code(error), error=one_line(error)))
 
     def _answer(self, seq: int, result: object) -> None:
         self._send(messages.Reply(seq=seq, result=messages.raw(result)))
@@ -210,4 +217,6 @@ def _peer_uid(sock: socket.socket) -> int:
 
 
 def _code(error: Exception) -> str:
-    return "RESOURCE_EXHAUSTED" if isinstance(error, OSError) else grpc_code(error)
+    if isinstance(error, OSError):
+        return "RESOURCE_EXHAUSTED"
+    return grpc_code(error) if isinstance(error, Error) else "INTERNAL"

@@ -14,6 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import InvalidArgument
+from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,28 +25,39 @@ _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Non-blocking, so that a FIFO planted under the log's name can't hold the open.
 _FILE_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _BLOCK: Final = 64 * 1024
+# File systems whose disks are the host's own, by their magic numbers (linux/magic.h): ext4, xfs,
+# btrfs, tmpfs, ramfs, overlayfs, f2fs, bcachefs, zfs. All others may wait for somebody else.
+LOCAL: Final = frozenset(
+    (
+        *(0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x858458F6),
+        *(0x794C7630, 0xF2F52010, 0xCA451A4E, 0x2FC12FC1),
+    )
+)
 
 
 class LogFile:
     """One container's log file."""
 
-    def __init__(self, path: str, root: str = "") -> None:
+    def __init__(self, path: str, root: str = "", *, local: frozenset[int] = LOCAL) -> None:
         """Opens nothing yet.
 
         Args:
             path: absolute, without `.`, `..` and doubled slashes.
             root: a directory that `path` lies below; its own directory where "". The way to `root`
                 may have symbolic links, the way from there may not.
+            local: magic numbers of file systems that can't hang.
 
         Raises:
             InvalidArgument: `path` or `root` isn't such a path.
         """
         self.path = path
         self._root, self._below = _split(path, root)
+        self._local = local
         self._fd = -1
         self._excess = 0  # bytes at the file's end that a failed append left there
         self._taken_over: int | None = None  # as in `open`, until it succeeds
         self.inode = 0
+        self.is_local = False  # as of the last open
 
     def open(self, taken_over: int | None = None) -> None:
         """Opens the file, and makes it and its directories where they aren't there.
@@ -65,6 +77,7 @@ class LogFile:
             fd = self._open_in(directory)
             try:
                 inode = os.fstat(fd).st_ino
+                is_local = syscalls.filesystem_type(fd) in self._local
                 if self._taken_over is None:
                     _end_line(fd)
                 elif self._taken_over == inode:
@@ -77,6 +90,7 @@ class LogFile:
                 raise
         self.close()
         self._fd, self.inode, self._excess, self._taken_over = fd, inode, 0, None
+        self.is_local = is_local
 
     @property
     def is_open(self) -> bool:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import collections
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import zos_cri
-from zos_cri.errors import AlreadyExists, Error, FailedPrecondition, InvalidArgument, NotFound
+from zos_cri.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Error,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
 from zos_cri.log import get_log
+from zos_cri.stdio.background import Background
 from zos_cri.stdio.container import Container
+from zos_cri.stdio.logfile import LOCAL
 from zos_cri.stdio.messages import Attached, Finished, LoggerStatus, LogSpec
 from zos_cri.stdio.state import Saved, StateDir
 from zos_cri.stdio.stream import Outcome, Pipe, Stream
@@ -21,21 +31,45 @@ if TYPE_CHECKING:
 
     from zos_cri.stdio.loop import Loop
 
+    Answer = Callable[[Exception | None], None]
+
 _log = get_log(__name__)
 
 # How long the streams that are ready are served until somebody else is asked for.
 _TURN: Final = 0.01
+# What a call on a log file's path may take until whoever asked for it is told that the file system
+# doesn't answer; under the client's own deadline.
+OPEN_TIMEOUT: Final = 5.0
+# What a container's end waits for its last entries to be written in the background, once the time
+# that it had is over.
+LANDING_TIMEOUT: Final = 2.0
 _MIN_LINE: Final = 64  # a shorter limit would make a log of prefixes; 0 and less is no limit
 
 
 class Logger:
-    """The containers. One thread, never blocked but by the log files' file systems."""
+    """The containers. One thread, which nothing blocks but the host's own disks."""
 
-    def __init__(self, *, loop: Loop, state: StateDir) -> None:
+    def __init__(
+        self,
+        *,
+        loop: Loop,
+        state: StateDir,
+        open_timeout: float = OPEN_TIMEOUT,
+        local: frozenset[int] = LOCAL,
+    ) -> None:
+        """
+        Args:
+            open_timeout: seconds.
+            local: file systems that can't hang, as `LogFile` has them.
+        """
         self._loop = loop
         self._state = state
+        self._open_timeout = open_timeout
+        self._local = local
+        self._background = Background(loop)
         self._pipe = Pipe()
         self._containers: dict[str, Container] = {}
+        self._opening: dict[str, tuple[Container, list[Answer]]] = {}  # attached before long
         self._ready: collections.deque[tuple[Container, Stream]] = collections.deque()
         self._started = time.monotonic()
         self._gone = collections.Counter[str]()  # what forgotten containers had counted
@@ -46,10 +80,6 @@ class Logger:
         for saved in self._state.load():
             container = self._new(saved.spec)
             try:
-                container.sink.open(saved.inode)
-            except (OSError, Error) as error:  # tried again with the first entry
-                _log.error("log file", container=saved.spec.id, error=str(error))
-            try:
                 container.open_streams(taken_over=True)
             except (OSError, Error) as error:
                 _log.error("container is lost", container=saved.spec.id, error=str(error))
@@ -57,8 +87,13 @@ class Logger:
                 self._state.remove(saved.spec.id)
                 continue
             self._containers[saved.spec.id] = container
-            self._note(container)
+            container.sink.open(partial(self._taken_over, container), saved.inode)
         _log.info("logger serves", containers=len(self._containers))
+
+    def _taken_over(self, container: Container, error: Exception | None) -> None:
+        if error is not None:  # tried again with the first entry
+            _log.error("log file", container=container.spec.id, error=str(error))
+        self._note(container)
 
     def run(self) -> None:
         """Until `stopping`. What is in the FIFOs then waits for the next logger."""
@@ -73,39 +108,87 @@ class Logger:
             self._step(*self._ready.popleft(), now)
 
     def close(self) -> None:
+        self._background.close()
         for container in self._containers.values():
+            container.close()
+        for container, _ in self._opening.values():
             container.close()
         self._pipe.close()
 
     # What clients ask for
 
-    def attach(self, spec: LogSpec) -> None:
-        """See `messages.Attach`."""
+    def attach(self, spec: LogSpec, answer: Answer) -> None:
+        """See `messages.Attach`; `answer` is called once.
+
+        Raises:
+            Error: it can't be; `answer` isn't called.
+        """
         if 0 < spec.max_line < _MIN_LINE:
             raise InvalidArgument(f"{spec.id}: max_line {spec.max_line} is under {_MIN_LINE}")
-        container = self._containers.get(spec.id)
-        if container is not None:
-            if not container.spec.same_streams(spec):
-                raise AlreadyExists(f"{spec.id}: attached already, to something else")
+        opening = self._opening.get(spec.id)
+        container = opening[0] if opening else self._containers.get(spec.id)
+        if container is not None and not container.spec.same_streams(spec):
+            raise AlreadyExists(f"{spec.id}: attached already, to something else")
+        if opening:
+            opening[1].append(answer)
+        elif container is not None:
             container.open_streams()  # a second try at a start reads again
-            return
-        container = self._new(spec)
-        try:
-            container.sink.open()
-            self._state.save(Saved(spec=spec, inode=container.sink.inode))
-            container.open_streams()
-        except BaseException:
-            container.close()
-            self._state.remove(spec.id)
-            raise
-        self._containers[spec.id] = container
+            answer(None)
+        else:
+            self._state.check(spec.id)
+            container = self._new(spec)
+            self._opening[spec.id] = container, [answer]
+            self._loop.call_later(self._open_timeout, partial(self._not_opened, container))
+            container.sink.open(partial(self._opened, container))
 
-    def reopen(self, container_id: str) -> None:
-        """See `messages.Reopen`."""
+    def _opened(self, container: Container, error: Exception | None) -> None:
+        id_ = container.spec.id
+        if error is None:
+            try:
+                self._state.save(Saved(spec=container.spec, inode=container.sink.inode))
+                container.open_streams()
+            except (OSError, Error) as refused:
+                self._state.remove(id_)
+                error = refused
+        _, answers = self._opening.pop(id_)
+        if error is None:
+            self._containers[id_] = container
+        else:
+            container.close()
+        for answer in answers:
+            answer(error)
+
+    def _not_opened(self, container: Container) -> None:
+        opening = self._opening.get(container.spec.id)
+        if opening is not None and opening[0] is container:
+            self._opened(container, self._silent(container))
+
+    def _silent(self, container: Container) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"log path {container.spec.log_path}: no answer from the file system within "
+            f"{self._open_timeout:g} s"
+        )
+
+    def reopen(self, container_id: str, answer: Answer) -> None:
+        """See `messages.Reopen`; `answer` is called once.
+
+        Raises:
+            NotFound: no such container; `answer` isn't called.
+        """
         container = self._get(container_id)
-        container.sink.reopen()
-        self._note(container)
-        self._wake(container)
+        answers = [answer]
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                self._note(container)
+                self._wake(container)
+            if answers:
+                answers.pop()(error)
+
+        self._loop.call_later(
+            self._open_timeout, lambda: done(self._silent(container)) if answers else None
+        )
+        container.sink.reopen(done)
 
     def finish(self, container_id: str, timeout: float, answer: Callable[[Finished], None]) -> None:
         """See `messages.Finish`; `answer` is called once."""
@@ -126,9 +209,13 @@ class Logger:
 
     def detach(self, container_id: str) -> None:
         """See `messages.Detach`."""
+        opening = self._opening.get(container_id)
+        if opening is not None:
+            self._opened(opening[0], NotFound(f"{container_id}: detached meanwhile"))
         container = self._containers.get(container_id)
         if container is not None:
             self._cut_off(container)
+            self._give_up(container)
 
     def tap(self, container_id: str, fds: Sequence[tuple[str, int]]) -> None:
         """See `messages.Tap`. Owns the descriptors from the moment on that nothing is wrong.
@@ -165,13 +252,21 @@ class Logger:
             bytes_dropped=counted["dropped"],
             write_errors=counted["errors"],
             cpu_seconds=time.process_time(),
+            waiting=self._background.running,
         )
 
     # Streams
 
     def _new(self, spec: LogSpec) -> Container:
         return Container(
-            spec, pipe=self._pipe, state=self._state, loop=self._loop, on_change=self._enqueue
+            spec,
+            pipe=self._pipe,
+            state=self._state,
+            loop=self._loop,
+            background=self._background,
+            local=self._local,
+            on_change=self._enqueue,
+            on_landed=self._wake,
         )
 
     def _enqueue(self, container: Container, stream: Stream) -> None:
@@ -219,7 +314,8 @@ class Logger:
 
     def _check_end(self, container: Container) -> None:
         if container.ended and container.waiters:
-            self._forget(container, complete=True)
+            cut_off = any(stream.cut_off for stream in container.streams)
+            self._forget(container, complete=not cut_off)
 
     def _cut_off(self, container: Container) -> None:
         """The time of `finish` is over."""
@@ -227,7 +323,18 @@ class Logger:
         for stream in container.streams:
             if not stream.ended:
                 stream.finish(now)
-        self._forget(container, complete=False)
+        if container.ended:
+            self._forget(container, complete=False)
+        else:  # the rest is being written in the background
+            container.deadline = self._loop.call_later(
+                LANDING_TIMEOUT, lambda: self._give_up(container)
+            )
+
+    def _give_up(self, container: Container) -> None:
+        if self._containers.get(container.spec.id) is container:
+            for stream in container.streams:
+                stream.give_up()
+            self._forget(container, complete=False)
 
     def _forget(self, container: Container, *, complete: bool) -> None:
         container.close()

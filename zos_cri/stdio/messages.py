@@ -68,6 +68,7 @@ class Attach(Request, tag="attach", frozen=True):
     """Begin to read a container's FIFOs; answered once they and the log file are open.
 
     The same again is nothing; other FIFOs or another file under the same id is AlreadyExists.
+    DeadlineExceeded: the log's file system doesn't answer; nothing is attached.
     """
 
     spec: LogSpec
@@ -166,7 +167,11 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """The logger process; counters are since its start."""
+    """The logger process; counters are since its start.
+
+    Attributes:
+        waiting: calls on log files that file systems haven't answered yet.
+    """
 
     pid: int
     version: str
@@ -178,6 +183,7 @@ class LoggerStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_dropped: int
     write_errors: int
     cpu_seconds: float
+    waiting: int = 0
 
 
 _request_decoder: msgspec.json.Decoder[AnyRequest] = msgspec.json.Decoder(AnyRequest)

@@ -47,6 +47,10 @@ class StateDir:
         aside.write_bytes(msgspec.json.encode(saved))
         aside.replace(target)
 
+    def check(self, container: str) -> None:
+        """Raises InvalidArgument where the id can't name a file."""
+        self._file(container, _SUFFIX)
+
     def remove(self, container: str) -> None:
         """The container's file and parts; those that aren't there are nothing."""
         for suffix in (_SUFFIX, ".stdout.part", ".stderr.part"):

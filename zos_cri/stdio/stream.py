@@ -116,6 +116,7 @@ class Stream:
         self.hung_up = False  # poll(2) said that the last writer is gone
         self.ended = True
         self.finishing = False
+        self.cut_off = False  # nobody waits for more: an unterminated line is written as well
         self.queued = False  # the caller's mark: it is among those to be pumped
         self.waiting = False  # likewise: a timer will pump it
         self.bytes_in = 0
@@ -181,20 +182,17 @@ class Stream:
             path = f"/proc/self/fd/{self.fd}"
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
-    def pump(self, now: float, *, final: bool = False) -> Outcome:
-        """One step.
-
-        Args:
-            now: the monotonic clock, seconds.
-            final: nobody will wait for more: an unterminated line is written as well.
-        """
+    def pump(self, now: float) -> Outcome:
+        """One step; `now` is the monotonic clock, seconds."""
         if self.ended:
             return Outcome.ENDED
+        if landed := self._sink.landed(self.name):
+            self._took_entries(landed)
         if not self.finishing and any(tap.behind for tap in self.taps):
             return Outcome.HELD
-        data, more, last = self._look(final=final)
+        data, more, last = self._look()
         if not data and not (last and self._part.data):
-            if self.hung_up and data is not None:
+            if self.cut_off or (self.hung_up and data is not None):
                 self._end()
             return Outcome.ENDED if self.ended else Outcome.IDLE
         data = data or b""
@@ -202,43 +200,53 @@ class Stream:
         done = self._write(data, now, last=last)
         if done is None:
             return Outcome.WAIT
-        if last and self.hung_up:
+        if last and (self.hung_up or self.cut_off):
             self._end()
             return Outcome.ENDED
         return Outcome.MORE if more and done else Outcome.IDLE
 
-    def _look(self, *, final: bool) -> tuple[bytes | None, bool, bool]:
+    def _look(self) -> tuple[bytes | None, bool, bool]:
         """What to work on, as from `Pipe.look`; may there be more; can nothing follow it."""
         quantum = self._small if self._sink.failing else QUANTUM
         data = self._pipe.look(self.fd, quantum)
         size = len(data or b"")
         more = not self._sees_all or size >= quantum
-        last = (self.hung_up or final) and unread(self.fd) == size
+        last = (self.hung_up or self.cut_off) and unread(self.fd) == size
         short = data is not None and data.count(b"\n", 0, _SAMPLE) > _SAMPLE // _SHORT_LINE
         if data is not None and short and size > _SHORT_LINES_QUANTUM:
             return data[:_SHORT_LINES_QUANTUM], True, False
         return data, more, last
 
     def finish(self, now: float) -> None:
-        """Writes what there is, though somebody may still hold the FIFO open, and closes it."""
-        self.finishing = True
+        """Writes what there is, though somebody may still hold the FIFO open, and closes it.
+
+        Not what is written in the background: while the sink is busy, the stream ends later, by
+        its steps, or by `give_up`.
+        """
+        self.finishing = self.cut_off = True
         # What was in it when the container exited is surely under its capacity; a writer that
         # goes on isn't waited for.
         for _ in range(2 * PIPE_SIZE // _SHORT_LINES_QUANTUM):
-            if self.ended or self.pump(now, final=True) is not Outcome.MORE:
+            if self.ended or self.pump(now) is not Outcome.MORE:
                 break
-        if not self.ended:
-            left = unread(self.fd) + len(self._part.data)
-            if left:
-                _log.warning("output left behind", fifo=self.path, bytes=left)
-                self._sink.drop(left)
-            self._end()
+        if not self._sink.busy:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Ends it here and now; what it holds is dropped and counted."""
+        if self.ended:
+            return
+        left = unread(self.fd) + len(self._part.data)
+        if left:
+            _log.warning("output left behind", fifo=self.path, bytes=left)
+            self._sink.drop(left)
+        self._end()
 
     def _write(self, data: bytes, now: float, *, last: bool) -> int | None:
         """How many bytes were taken from the FIFO; None where the sink wants them later."""
         part = self._part.data
         if self._sink.discards:
-            entries, used = b"", len(data)
+            used = len(data)
         else:
             entries, used = crilog.encode(
                 part + data if part else data,
@@ -249,12 +257,16 @@ class Stream:
             )
             if not entries:
                 return self._gather(data)
-            if not self._sink.put(entries, used, now):
+            if not self._sink.put(entries, used, now, self.name):
                 return None
-            used -= len(part)
+        self._took_entries(used)
+        return used
+
+    def _took_entries(self, used: int) -> None:
+        """Takes what entries held; a gathered line's beginning isn't in the FIFO any more."""
+        used -= len(self._part.data)
         self._part.clear()
         self._take(used)
-        return used + len(part)
 
     def _gather(self, data: bytes) -> int:
         if len(data) < self._gather_from:

@@ -3,10 +3,12 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from zos_cri.stdio.logfile import LOCAL
 from zos_cri.stdio.logger import Logger
 from zos_cri.stdio.loop import Loop
 from zos_cri.stdio.messages import Finished, LogSpec
@@ -19,12 +21,21 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log = directory / "logs" / "c" / "0.log"
-        self.loop = Loop()
-        self.logger = Logger(loop=self.loop, state=StateDir(directory / "state"))
-        self.alive = True
+        self.local = LOCAL
+        self._make_logger()
         self.writers: dict[str, int] = {}
         for name in ("stdout", "stderr"):
             os.mkfifo(directory / name)
+
+    def _make_logger(self) -> None:
+        self.loop = Loop()
+        self.logger = Logger(
+            loop=self.loop,
+            state=StateDir(self.directory / "state"),
+            open_timeout=0.2,
+            local=self.local,
+        )
+        self.alive = True
 
     def spec(self, **changes: object) -> LogSpec:
         given: dict[str, object] = {
@@ -35,6 +46,21 @@ class Rig:
             "stderr": str(self.directory / "stderr"),
         }
         return LogSpec(**(given | changes))  # type: ignore[arg-type]
+
+    def attach(self, spec: LogSpec | None = None, **changes: object) -> None:
+        """As the logger's own, to its end."""
+        self._ask(partial(self.logger.attach, spec or self.spec(**changes)))
+
+    def reopen(self, container: str = "c") -> None:
+        """As the logger's own, to its end."""
+        self._ask(partial(self.logger.reopen, container))
+
+    def _ask(self, request: Callable[[Callable[[Exception | None], None]], None]) -> None:
+        answers: list[Exception | None] = []
+        request(answers.append)
+        self.until(lambda: answers)
+        if answers[0] is not None:
+            raise answers[0]
 
     def open(self) -> None:
         """The shim's part."""
@@ -66,6 +92,7 @@ class Rig:
         """Until nothing more happens."""
         for _ in range(20):
             self.turn()
+            self.until(lambda: not self.logger.status().waiting)
 
     def finish(self, timeout: float = 5.0) -> Finished:
         answers: list[Finished] = []
@@ -89,14 +116,23 @@ class Rig:
     def succeed(self) -> None:
         """The next logger, after the last one's death."""
         self.die()
-        self.alive = True
-        self.loop = Loop()
-        self.logger = Logger(loop=self.loop, state=StateDir(self.directory / "state"))
+        self._make_logger()
         self.logger.take_over()
 
     def close(self) -> None:
         self.hang_up()
         self.die()
+
+
+@pytest.fixture
+def distant(tmp_path: Path) -> Iterator[Rig]:
+    """One whose log files lie on a file system that may hang, as far as the logger knows."""
+    rig = Rig(tmp_path)
+    rig.die()
+    rig.local = frozenset()
+    rig.succeed()
+    yield rig
+    rig.close()
 
 
 @pytest.fixture

@@ -15,21 +15,21 @@ from zos_cri.stdio.stream import unread
 
 
 def test_attaching_twice_is_nothing_and_to_something_else_refused(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
-    rig.logger.attach(rig.spec())
-    rig.logger.attach(rig.spec(max_line=99))  # by a server that is configured otherwise
+    rig.attach(rig.spec())
+    rig.attach(rig.spec())
+    rig.attach(rig.spec(max_line=99))  # by a server that is configured otherwise
     with pytest.raises(AlreadyExists):
-        rig.logger.attach(rig.spec(log_path=str(rig.log) + "2"))
+        rig.attach(rig.spec(log_path=str(rig.log) + "2"))
     assert rig.logger.status().containers == 1
 
 
 def test_attaching_again_after_the_end_reads_again(rig: Rig) -> None:
     """The shim's Create failed half-way, and is tried again."""
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.hang_up()
     rig.until(lambda: rig.logger.list()[0].ended)
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"second\n")
     rig.settle()
@@ -38,23 +38,23 @@ def test_attaching_again_after_the_end_reads_again(rig: Rig) -> None:
 
 def test_a_tiny_line_limit_is_refused(rig: Rig) -> None:
     with pytest.raises(InvalidArgument, match="max_line"):
-        rig.logger.attach(rig.spec(max_line=1))
+        rig.attach(rig.spec(max_line=1))
 
 
 def test_a_refused_log_path_leaves_nothing(rig: Rig) -> None:
     with pytest.raises(InvalidArgument):
-        rig.logger.attach(rig.spec(log_path=str(rig.directory / "elsewhere")))
+        rig.attach(rig.spec(log_path=str(rig.directory / "elsewhere")))
     assert rig.logger.list() == []
     assert not list((rig.directory / "state").iterdir())
 
 
 def test_reopening_switches_files_at_an_entry_s_boundary(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"old\nbegun in the old")
     rig.settle()
     rig.log.rename(rig.log.with_name("1.log"))
-    rig.logger.reopen("c")
+    rig.reopen()
     rig.write(b", ended in the new\n")
     rig.settle()
     assert rig.entries(rig.log.with_name("1.log")) == [b"stdout F old"]
@@ -63,11 +63,11 @@ def test_reopening_switches_files_at_an_entry_s_boundary(rig: Rig) -> None:
 
 def test_reopening_what_isn_t_there(rig: Rig) -> None:
     with pytest.raises(NotFound):
-        rig.logger.reopen("c")
+        rig.reopen()
 
 
 def test_a_log_rotated_while_no_logger_was_there(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"one\n")
     rig.settle()
@@ -83,7 +83,7 @@ def test_a_log_rotated_while_no_logger_was_there(rig: Rig) -> None:
 
 
 def test_finishing_waits_for_the_last_writer(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     answers: list[Finished] = []
     rig.logger.finish("c", 30, answers.append)
@@ -101,7 +101,7 @@ def test_finishing_waits_for_the_last_writer(rig: Rig) -> None:
 
 
 def test_finishing_is_bounded_though_somebody_holds_the_fifo(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"line\nhalf a line")
     finished = rig.finish(0.05)
@@ -111,13 +111,13 @@ def test_finishing_is_bounded_though_somebody_holds_the_fifo(rig: Rig) -> None:
 
 
 def test_a_container_that_was_never_started_is_finished_at_once(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     assert rig.finish(30).complete
     assert not rig.finish(30).known, "and then it is unknown"
 
 
 def test_several_may_wait_for_the_same_end(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     answers: list[Finished] = []
     rig.logger.finish("c", 30, answers.append)
@@ -127,7 +127,7 @@ def test_several_may_wait_for_the_same_end(rig: Rig) -> None:
 
 
 def test_detaching_writes_what_is_there(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"a\nb")
     rig.logger.detach("c")
@@ -137,7 +137,7 @@ def test_detaching_writes_what_is_there(rig: Rig) -> None:
 
 
 def test_a_container_whose_fifos_are_gone_isn_t_taken_over(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.die()
     (rig.directory / "stdout").unlink()
     rig.succeed()
@@ -146,7 +146,7 @@ def test_a_container_whose_fifos_are_gone_isn_t_taken_over(rig: Rig) -> None:
 
 
 def test_a_full_disk_keeps_output_in_the_fifo_until_there_is_room(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(drop_after=0))
+    rig.attach(rig.spec(drop_after=0))
     rig.open()
     rig.write(b"first\n")
     rig.settle()
@@ -170,7 +170,7 @@ def test_a_full_disk_keeps_output_in_the_fifo_until_there_is_room(rig: Rig) -> N
 
 
 def test_a_disk_that_stays_full_doesn_t_hold_the_container_for_ever(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(drop_after=0.01))
+    rig.attach(rig.spec(drop_after=0.01))
     rig.open()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     data = (b"x" * 99 + b"\n") * 30_000
@@ -191,7 +191,7 @@ def test_a_disk_that_stays_full_doesn_t_hold_the_container_for_ever(rig: Rig) ->
 
 
 def test_what_a_full_disk_wouldn_t_take_by_the_end_is_counted(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(drop_after=0))
+    rig.attach(rig.spec(drop_after=0))
     rig.open()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
@@ -204,10 +204,10 @@ def test_what_a_full_disk_wouldn_t_take_by_the_end_is_counted(rig: Rig) -> None:
 
 
 def test_a_busy_container_doesn_t_starve_another(rig: Rig, tmp_path: Path) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     os.mkfifo(tmp_path / "other")
     log = tmp_path / "other.log"
-    rig.logger.attach(
+    rig.attach(
         rig.spec(id="o", log_path=str(log), log_root="", stdout=str(tmp_path / "other"), stderr="")
     )
     rig.open()
@@ -235,7 +235,7 @@ def test_a_busy_container_doesn_t_starve_another(rig: Rig, tmp_path: Path) -> No
 
 
 def test_numbers(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"12345\n")
     rig.settle()
@@ -249,9 +249,11 @@ def test_numbers(rig: Rig) -> None:
     assert rig.logger.status().bytes_in == 6, "what is forgotten still counts"
 
 
-def test_random_pieces_on_both_streams(rig: Rig) -> None:
+@pytest.mark.parametrize("kind", ["rig", "distant"])
+def test_random_pieces_on_both_streams(kind: str, request: pytest.FixtureRequest) -> None:
+    rig: Rig = request.getfixturevalue(kind)
     rng = random.Random(5)
-    rig.logger.attach(rig.spec(max_line=64))
+    rig.attach(rig.spec(max_line=64))
     rig.open()
     sent = {"stdout": b"", "stderr": b""}
     for _ in range(2000):
@@ -262,7 +264,7 @@ def test_random_pieces_on_both_streams(rig: Rig) -> None:
         if rng.random() < 0.5:
             rig.turn()
         if rng.random() < 0.02:
-            rig.logger.reopen("c")
+            rig.reopen()
     rig.hang_up()
     assert rig.finish().complete
     for name, data in sent.items():
@@ -272,3 +274,32 @@ def test_random_pieces_on_both_streams(rig: Rig) -> None:
             if stream == name.encode():
                 back += line + (b"\n" if tag == b"F" else b"")
         assert back == data
+
+
+def test_a_distant_log_s_life(distant: Rig) -> None:
+    distant.attach(distant.spec())
+    distant.open()
+    distant.write(b"one\nhalf")
+    distant.settle()
+    assert distant.entries() == [b"stdout F one"]
+    distant.log.rename(distant.log.with_name("1.log"))
+    distant.reopen()
+    distant.write(b" and half\n")
+    distant.write(b"err\n", "stderr")
+    distant.settle()
+    assert sorted(distant.entries()) == [b"stderr F err", b"stdout F half and half"]
+    distant.succeed()
+    distant.write(b"after\nend")
+    distant.hang_up()
+    assert distant.finish().complete
+    assert distant.entries()[-2:] == [b"stdout F after", b"stdout P end"]
+
+
+def test_a_distant_log_is_finished_in_time_though_somebody_holds_the_fifo(distant: Rig) -> None:
+    distant.attach(distant.spec())
+    distant.open()
+    distant.write(b"one\nhalf")
+    finished = distant.finish(0.05)
+    assert (finished.complete, finished.dropped) == (False, 0)
+    assert distant.entries() == [b"stdout F one", b"stdout P half"]
+    assert distant.logger.list() == []

@@ -10,7 +10,7 @@ def test_a_logger_without_socket_and_containers_ends(rig: Rig, tmp_path: Path) -
     path = tmp_path / "logger.sock"
     path.touch()
     stop_when_unreachable(str(path), rig.logger, rig.loop, every=0.0)
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.settle()
     assert not rig.logger.stopping
     path.unlink()

@@ -39,7 +39,7 @@ def test_a_pipe_is_made_larger_but_never_smaller() -> None:
 
 
 def test_lines_of_both_streams(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"a\nb\n")
     rig.write(b"oops\n", "stderr")
@@ -48,7 +48,7 @@ def test_lines_of_both_streams(rig: Rig) -> None:
 
 
 def test_an_unterminated_line_stays_in_the_fifo(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"whole\nhalf")
     rig.settle()
@@ -61,7 +61,7 @@ def test_an_unterminated_line_stays_in_the_fifo(rig: Rig) -> None:
 
 
 def test_the_end_writes_it_as_partial(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"half")
     rig.hang_up()
@@ -71,7 +71,7 @@ def test_the_end_writes_it_as_partial(rig: Rig) -> None:
 
 
 def test_long_lines_are_cut_at_the_container_s_limit(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(max_line=100))
+    rig.attach(rig.spec(max_line=100))
     rig.open()
     rig.write(b"x" * 250 + b"\n" + b"y" * 100 + b"\n")
     rig.settle()
@@ -86,7 +86,7 @@ def test_long_lines_are_cut_at_the_container_s_limit(rig: Rig) -> None:
 
 @pytest.mark.parametrize("max_line", [0, -1])
 def test_without_a_limit_lines_longer_than_any_pipe_are_whole(rig: Rig, max_line: int) -> None:
-    rig.logger.attach(rig.spec(max_line=max_line))
+    rig.attach(rig.spec(max_line=max_line))
     rig.open()
     long = random.Random(1).randbytes(3 << 20).replace(b"\n", b" ")
     rig.write(b"before\n" + long + b"\nafter\n")
@@ -96,7 +96,7 @@ def test_without_a_limit_lines_longer_than_any_pipe_are_whole(rig: Rig, max_line
 
 
 def test_a_gathered_line_survives_the_logger(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(max_line=0))
+    rig.attach(rig.spec(max_line=0))
     rig.open()
     rig.write(b"l" * (2 << 20))
     rig.until(lambda: list((rig.directory / "state").glob("*.part")))
@@ -107,7 +107,7 @@ def test_a_gathered_line_survives_the_logger(rig: Rig) -> None:
 
 
 def test_a_gathered_line_s_end_without_newline(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(max_line=0))
+    rig.attach(rig.spec(max_line=0))
     rig.open()
     rig.write(b"l" * (2 << 20))
     rig.hang_up()
@@ -116,7 +116,7 @@ def test_a_gathered_line_s_end_without_newline(rig: Rig) -> None:
 
 
 def test_many_empty_lines_go_in_smaller_steps(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"\n" * 300_000)
     rig.settle()
@@ -124,7 +124,7 @@ def test_many_empty_lines_go_in_smaller_steps(rig: Rig) -> None:
 
 
 def test_what_a_dead_logger_left_is_written_by_the_next(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"first\nsec")
     rig.settle()
@@ -139,7 +139,7 @@ def test_what_a_dead_logger_left_is_written_by_the_next(rig: Rig) -> None:
 
 
 def test_killed_between_write_and_take_only_whole_entries_are_repeated(rig: Rig) -> None:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.write(b"a\nb\nc")
     keep = os.open(rig.directory / "stdout", os.O_RDONLY | os.O_NONBLOCK)
@@ -154,7 +154,7 @@ def test_killed_between_write_and_take_only_whole_entries_are_repeated(rig: Rig)
 
 
 def test_no_log_path_drains_and_drops(rig: Rig) -> None:
-    rig.logger.attach(rig.spec(log_path="", log_root=""))
+    rig.attach(rig.spec(log_path="", log_root=""))
     rig.open()
     rig.write(b"x" * (3 << 20))
     rig.hang_up()
@@ -167,15 +167,15 @@ def test_no_log_path_drains_and_drops(rig: Rig) -> None:
 def test_what_isn_t_a_fifo_is_refused(rig: Rig, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgument, match="no FIFO"):
-        rig.logger.attach(rig.spec(stdout=str(tmp_path / "file")))
+        rig.attach(rig.spec(stdout=str(tmp_path / "file")))
     with pytest.raises(NotFound, match="absent"):
-        rig.logger.attach(rig.spec(stdout=str(tmp_path / "absent")))
+        rig.attach(rig.spec(stdout=str(tmp_path / "absent")))
     assert rig.logger.list() == []
 
 
 def test_a_step_is_bounded(rig: Rig) -> None:
     assert stream.QUANTUM * 4 <= stream.PIPE_SIZE
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     set_capacity(rig.writers["stdout"], 1 << 20)
     os.write(rig.writers["stdout"], b"x" * 99 + b"\n")

@@ -47,7 +47,7 @@ def err() -> Iterator[Reader]:
 
 @pytest.fixture
 def running(rig: Rig) -> Rig:
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     return rig
 
@@ -143,7 +143,7 @@ def test_a_slow_one_doesn_t_hold_the_log_s_end_back(running: Rig, out: Reader) -
 
 
 def test_without_a_log_file_taps_work(rig: Rig, out: Reader) -> None:
-    rig.logger.attach(rig.spec(log_path="", log_root=""))
+    rig.attach(rig.spec(log_path="", log_root=""))
     rig.open()
     rig.logger.tap("c", [("stdout", out.theirs)])
     rig.write(b"no newline")
@@ -154,7 +154,7 @@ def test_without_a_log_file_taps_work(rig: Rig, out: Reader) -> None:
 def test_tapping_what_isn_t_there(rig: Rig, out: Reader, err: Reader) -> None:
     with pytest.raises(NotFound):
         rig.logger.tap("c", [("stdout", out.theirs)])
-    rig.logger.attach(rig.spec())
+    rig.attach(rig.spec())
     rig.open()
     rig.hang_up()
     rig.settle()
@@ -165,7 +165,7 @@ def test_tapping_what_isn_t_there(rig: Rig, out: Reader, err: Reader) -> None:
 
 
 def test_a_stream_that_the_container_hasn_t_got_ends_at_once(rig: Rig, err: Reader) -> None:
-    rig.logger.attach(rig.spec(stderr=""))
+    rig.attach(rig.spec(stderr=""))
     rig.logger.tap("c", [("stderr", err.theirs)])
     err.read()
     assert err.ended
