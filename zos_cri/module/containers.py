@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from zos_cri.errors import (
-    DeadlineExceeded,
     Error,
     FailedPrecondition,
     InvalidArgument,
@@ -25,7 +24,9 @@ from zos_cri.errors import (
     one_line,
 )
 from zos_cri.linux import blocking
+from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
+from zos_cri.module.ending import Ending, SignalInit
 from zos_cri.module.exits import Exits
 from zos_cri.module.types import ContainerEventKind, ContainerNotice
 from zos_cri.shim import bundle as bundles
@@ -47,7 +48,6 @@ _log = get_log(__name__)
 SHIM_TIMEOUT: Final = 30.0  # a shim's start takes 10 ms; a host out of memory takes seconds
 CREATE_TIMEOUT: Final = 120.0  # runtime hooks and slow volumes are part of it
 START_TIMEOUT: Final = 60.0
-KILL_TIMEOUT: Final = 10.0  # from SIGKILL to the exit; longer means stuck in the kernel
 
 
 class Containers:
@@ -63,14 +63,17 @@ class Containers:
         metrics: Metrics,
         oom_kills: Callable[[str], int],
         drain_timeout: float,
+        signal_init: SignalInit = signal_in_cgroup,
     ) -> None:
         """
         Args:
             bundle_dir: where bundles are made, `<bundle_dir>/<id>`.
             oom_kills: counts the OOM kills in a cgroup (logical path); called in a thread.
             drain_timeout: seconds that open output may hold an exit back.
+            signal_init: sends a signal to a first process, without the runtime's help.
         """
         self.table = table
+        self._signal_init = signal_init
         self._shims = shims
         self._handlers = handlers
         self._bundle_dir = bundle_dir
@@ -264,41 +267,10 @@ class Containers:
         meta = record.meta
         seconds = meta.stop_timeout if timeout is None else max(timeout, 0.0)
         self.exits.shorten(meta.id, time.monotonic() + seconds)
+        ending = Ending(record, self._shim(meta), self.exits, self._signal_init)
         await self._joins.run(
-            f"stop {meta.id}", b"", lambda: self._stop(meta, signal or meta.stop_signal)
+            f"stop {meta.id}", b"", lambda: ending.run(signal or meta.stop_signal)
         )
-
-    async def _stop(self, meta: ContainerMeta, signal: int) -> None:
-        shim = self._shim(meta)
-        exits = self.exits
-        try:
-            if exits.kill_at(meta.id) > time.monotonic():
-                await self._signal_task(meta, shim, signal)
-                while (left := exits.kill_at(meta.id) - time.monotonic()) > 0:
-                    if await exits.wait(meta.id, timeout=left):
-                        return
-            await self._kill(meta, shim)
-        finally:
-            exits.stop_ended(meta.id)
-
-    async def _kill(self, meta: ContainerMeta, shim: Shim) -> None:
-        await self._signal_task(meta, shim, 9, everyone=meta.kill_all)
-        give_up = time.monotonic() + KILL_TIMEOUT
-        while not await self.exits.wait(meta.id, timeout=give_up - time.monotonic()):
-            if time.monotonic() >= give_up:
-                raise DeadlineExceeded(
-                    f"container {meta.id}: still there {KILL_TIMEOUT:g} s after SIGKILL; its"
-                    " processes may be stuck in the kernel (state D)"
-                )
-
-    async def _signal_task(
-        self, meta: ContainerMeta, shim: Shim, signal: int, *, everyone: bool = False
-    ) -> None:
-        try:
-            await shim.task.kill(meta.id, signal, all=everyone)
-        except NotFound:
-            # The process is gone: its exit is on the way, or was missed and is asked for here.
-            await self.exits.ask(meta, shim)
 
     async def signal(self, id_: str, signal: int) -> None:
         """Sends a signal to a container's init.

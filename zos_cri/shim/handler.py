@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import msgspec
@@ -11,6 +12,8 @@ from zos_cri import errors
 from zos_cri._pb import runc_options_pb2, runtimeoptions_pb2
 
 DEFAULT_SHIM: Final = "io.containerd.runc.v2"
+# OCI runtimes whose containers' processes are the host's own, not a virtual machine's or gVisor's.
+_ON_HOST: Final = ("runc", "crun", "youki")
 
 
 class Handler(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +42,11 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     config_path: str = ""
     config_type: str = ""
+
+    @property
+    def on_host(self) -> bool:
+        """Whether a container's pid is that of its own first process."""
+        return not self.config_path and os.path.basename(self.runtime) in _ON_HOST
 
     def task_options(self, **changes: Any) -> any_pb2.Any:
         """The options of `TaskClient.create`, and what a shim gets at its start.

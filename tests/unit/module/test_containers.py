@@ -16,7 +16,7 @@ from zos_cri.errors import (
     NotFound,
     Unavailable,
 )
-from zos_cri.module import containers as containers_module
+from zos_cri.module import ending
 from zos_cri.store.lifecycle import ContainerState
 from zos_cri.store.model import ContainerStatus
 
@@ -211,7 +211,7 @@ async def test_a_caller_that_leaves_takes_back_no_kill(bench):
 
 
 async def test_what_outlives_sigkill_is_said_so_and_can_be_stopped_again(bench, monkeypatch):
-    monkeypatch.setattr(containers_module, "KILL_TIMEOUT", 0.05)
+    monkeypatch.setattr(ending, "KILL_TIMEOUT", 0.05)
     bench.tasks.ignored = {TERM, KILL}
     await bench.run()
     with pytest.raises(DeadlineExceeded, match=r"still there 0\.05 s after SIGKILL"):
