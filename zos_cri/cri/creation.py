@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import posixpath
 import secrets
@@ -355,8 +356,7 @@ class Creation:
         await self._output.finish(record.meta.id)
 
     async def removed(self, meta: ContainerMeta) -> None:
-        await self._output.detach(meta.id)
-        await self._images.release_rootfs(meta.id)
+        await asyncio.gather(self._output.detach(meta.id), self._images.release_rootfs(meta.id))
         self._views.forget(meta.id)
 
 

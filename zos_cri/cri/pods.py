@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.cri import userns
 from zos_cri.errors import InvalidArgument
-from zos_cri.linux.mount import Mount, mount, unmount_tree
+from zos_cri.linux.mount import Mount, mount, unmount, unmount_tree
 from zos_cri.oci.namespaces import pod_plan
 
 if TYPE_CHECKING:
@@ -115,7 +116,17 @@ class PodFiles:
         if not self.directory.exists():
             return
         # A container's mount namespace may keep the pod's shm a moment longer than its processes.
-        unmount_tree(str(self.directory), lazy=True)
+        unmount(str(self._shm), lazy=True)
+        try:
+            self._remove_files()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            # Something else is mounted there: only now it pays to read all the host's mounts.
+            unmount_tree(str(self.directory), lazy=True)
+            self._remove_files()
+
+    def _remove_files(self) -> None:
         for path in sorted(self.directory.iterdir()):
             if path.is_dir():
                 path.rmdir()

@@ -9,7 +9,7 @@ from tests.fakes.pods import pod_config
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.pods import PodFiles, hostname, resolv_conf
 from zos_cri.errors import InvalidArgument
-from zos_cri.linux.mount import mounts_below
+from zos_cri.linux.mount import Mount, mount, mounts_below
 
 
 def test_a_resolver_configuration():
@@ -75,3 +75,14 @@ def test_without_a_resolver_configuration_it_is_the_hosts(tmp_path):
     host = Path("/etc/resolv.conf")
     assert files.resolv_conf.read_text() == (host.read_text() if host.exists() else "")
     files.remove()
+
+
+@pytest.mark.root
+def test_a_mount_that_nobody_expects_goes_too(tmp_path):
+    files = PodFiles(tmp_path / "pod")
+    files.create(pb.PodSandboxConfig())
+    mount(Mount(type="tmpfs", source="tmpfs"), str(files._shm))
+    mount(Mount(type="bind", source=str(files.hosts), options=("bind",)), str(files.hostname))
+    files.remove()
+    assert not files.directory.exists()
+    assert mounts_below(str(tmp_path)) == []
