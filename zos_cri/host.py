@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,7 @@ def _facts(found: host.HostFacts, cgroups: Cgroups) -> HostFacts:
         kernel=found.kernel,
         hostname=os.uname().nodename,
         cpus=os.cpu_count() or 0,
+        possible_cpus=_possible_cpus(),
         capabilities=found.effective & found.bounding,
         last_capability=_number("/proc/sys/kernel/cap_last_cap", HostFacts().last_capability),
         cgroup_mode=cgroups.mode,
@@ -63,6 +65,14 @@ def _number(path: str, default: int) -> int:
     with contextlib.suppress(OSError, ValueError):
         return int(Path(path).read_text())
     return default
+
+
+def _possible_cpus() -> int:
+    """By the kernel's list, as `0-3`; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+        return int(re.split("[,-]", text)[-1]) + 1
+    return 0
 
 
 def _cgroup_options() -> tuple[str, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import posixpath
 import secrets
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -29,7 +29,7 @@ from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
@@ -43,10 +43,13 @@ if TYPE_CHECKING:
     from zos_cri.module.types import ContainerRecord
     from zos_cri.oci.base import DeviceNode
     from zos_cri.oci.container import HandlerSettings
+    from zos_cri.oci.devices import DeviceFacts
     from zos_cri.oci.host import HostFacts
     from zos_cri.store.model import ContainerMeta, SandboxMeta
 
 _log = get_log(__name__)
+
+T = TypeVar("T")
 
 PATH_TIMEOUT: Final = 20.0  # for a look at a path that the pod names; a busy NFS server takes long
 ACCOUNT_FILES: Final = ("etc/passwd", "etc/group")
@@ -210,7 +213,10 @@ class Creation:
     async def _image(self, field: str, spec: pb.ImageSpec) -> Image:
         if not spec.image:
             raise InvalidArgument(f"{field}: is empty")
-        image = await self._images.status(spec.image)
+        try:
+            image = await self._images.status(spec.image)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{field}: {error}") from error
         if image is None:
             raise NotFound(f'{field}: "{spec.image}" is not on this host: pull it first')
         return image
@@ -245,7 +251,9 @@ class Creation:
                     )
                 found = mounts.MountFacts(source=str(place or ""), exists=place is not None)
             else:
-                found = await self._look(facts.mount_facts, mount, mount.host_path)
+                field = f"mounts[{index}].host_path"
+                fields.absolute_path(field, mount.host_path)
+                found = await self._look(partial(facts.mount_facts, field, mount), mount.host_path)
             result.append(found)
         return tuple(result)
 
@@ -255,9 +263,6 @@ class Creation:
         files = self._sandboxes.files(sandbox.id)
         pod_config = self._views.config(sandbox)
         context = config.linux.security_context
-        profile = security.localhost_path(
-            context, unset=self._handler(sandbox).unset_seccomp_profile
-        )
         accounts = await self._images.read_files(
             image.id, ACCOUNT_FILES, users.MAX_ACCOUNT_FILE + 1
         )
@@ -277,13 +282,9 @@ class Creation:
                 resolv_conf=str(files.resolv_conf),
                 shm=files.shm(pod_config),
             ),
-            device_facts=tuple(
-                [await self._look(facts.device_facts, d, d.host_path) for d in config.devices]
-            ),
+            device_facts=await self._device_facts(config),
             host_devices=devices,
-            seccomp_localhost=(
-                await self._look(facts.seccomp_file, profile, profile) if profile else None
-            ),
+            seccomp_localhost=await self._seccomp(sandbox, context),
             cdi=await self._cdi.edits(config.CDI_devices),
         )
 
@@ -294,8 +295,27 @@ class Creation:
         profiles = await blocking.call(apparmor.loaded)
         return msgspec.structs.replace(self._host, apparmor_profiles=profiles)
 
-    async def _look(self, look: Any, what: Any, path: str) -> Any:
-        return await blocking.call_abandonable(look, what, timeout=PATH_TIMEOUT, what=path)
+    async def _device_facts(self, config: pb.ContainerConfig) -> tuple[DeviceFacts, ...]:
+        result = []
+        for index, device in enumerate(config.devices):
+            fields.absolute_path(f"devices[{index}].host_path", device.host_path)
+            look = partial(facts.device_facts, device)
+            result.append(await self._look(look, device.host_path))
+        return tuple(result)
+
+    async def _seccomp(
+        self, sandbox: SandboxMeta, context: pb.LinuxContainerSecurityContext
+    ) -> bytes | None:
+        """The file of the container's seccomp profile, where it has one of its own."""
+        unset = self._handler(sandbox).unset_seccomp_profile
+        path = security.localhost_path(context, unset=unset)
+        if not path:
+            return None
+        field = f"{security.seccomp_choice(context, unset=unset)[0]}.localhost_ref"
+        return await self._look(partial(facts.seccomp_file, field, path), path)
+
+    async def _look(self, look: Callable[[], T], path: str) -> T:
+        return await blocking.call_abandonable(look, timeout=PATH_TIMEOUT, what=path)
 
     def _namespaces(
         self, sandbox: SandboxMeta, options: pb.NamespaceOption
@@ -303,13 +323,7 @@ class Creation:
         init = self._containers.get(sandbox.id) if sandbox.shared_pid else None
         target = ""
         if options.pid == namespaces.TARGET:
-            record = self.container(options.target_id)
-            if record.meta.ns != sandbox.id:
-                raise InvalidArgument(
-                    f"linux.security_context.namespace_options.target_id: {options.target_id} is"
-                    " a container of another pod"
-                )
-            target = _pid_namespace(self._containers.running(record.meta.id))
+            target = self._target(sandbox, options.target_id)
         return namespaces.NamespacePaths(
             network=sandbox.netns,
             ipc=sandbox.ipcns,
@@ -318,6 +332,21 @@ class Creation:
             pid=_pid_namespace(init) if init is not None else "",
             target_pid=target,
         )
+
+    def _target(self, sandbox: SandboxMeta, id_: str) -> str:
+        """The pid namespace of the container whose processes are to be seen."""
+        field = "linux.security_context.namespace_options.target_id"
+        if not id_:
+            raise fields.bad(field, "is empty, and pid is TARGET")
+        try:
+            record = self._containers.running(self.container(id_).meta.id)
+        except NotFound as error:
+            raise NotFound(f"{field}: {error}") from None
+        except FailedPrecondition as error:
+            raise FailedPrecondition(f"{field}: {error}") from None
+        if record.meta.ns != sandbox.id:
+            raise fields.bad(field, f"{fields.quote(id_)} is a container of another pod")
+        return _pid_namespace(record)
 
     def _cgroup(self, sandbox: SandboxMeta, id_: str, *, systemd: bool) -> str:
         """Where the container's cgroup is once the runtime has made it."""
@@ -371,10 +400,10 @@ def log_file(directory: str, path: str) -> str:
     """
     if not directory or not path:
         return ""
-    if not os.path.isabs(directory):
-        raise InvalidArgument(f'log_directory: "{directory}" is not an absolute path')
+    fields.absolute_path("log_directory", directory)
+    fields.text("log_path", path)
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise InvalidArgument(f'log_path: "{path}" leads out of {directory}')
+        raise fields.bad("log_path", f"{fields.quote(path)} leads out of {directory}")
     return str(Path(directory, path))
 
 

@@ -6,6 +6,7 @@ by `blocking.call_abandonable`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,7 @@ from zos_cri.errors import InvalidArgument
 from zos_cri.linux.mount import mount_of
 from zos_cri.oci.base import DeviceNode
 from zos_cri.oci.devices import DeviceFacts
+from zos_cri.oci.fields import quote
 from zos_cri.oci.mounts import PRIVATE, MountFacts
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ MAX_HOST_DEVICES: Final = 16384  # nodes below /dev that a privileged container 
 _OWN_DEVICES: Final = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd")
 
 
-def mount_facts(mount: pb.Mount) -> MountFacts:
+def mount_facts(field: str, mount: pb.Mount) -> MountFacts:
     """Where a mount's source really is, and how its mount propagates.
 
     A source that doesn't exist is made as a directory, as containerd and CRI-O do: a hostPath
@@ -45,16 +47,27 @@ def mount_facts(mount: pb.Mount) -> MountFacts:
         return MountFacts(source=source, exists=False)
     if not os.path.lexists(source):
         try:
-            os.makedirs(source, 0o755, exist_ok=True)
+            _make_directories(source)
         except OSError as error:
             raise InvalidArgument(
-                f"mounts: host_path: {mount.host_path} does not exist, and can't be made:"
+                f"{field}: {quote(mount.host_path)} does not exist, and can't be made:"
                 f" {error.strerror}"
             ) from error
     if mount.propagation == PRIVATE:
         return MountFacts(source=source)
     info = mount_of(source)
     return MountFacts(source=source, propagation=_propagation(info), mount_point=info.target)
+
+
+def _make_directories(path: str) -> None:
+    """As os.makedirs, which recurses: a path has up to 2047 names."""
+    missing = []
+    while not os.path.lexists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for directory in reversed(missing):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(directory, 0o755)
 
 
 def _propagation(info: MountInfo) -> Propagation:
@@ -118,7 +131,7 @@ def _node(path: str) -> DeviceNode | None:
     )
 
 
-def seccomp_file(path: str) -> bytes:
+def seccomp_file(field: str, path: str) -> bytes:
     """A Localhost seccomp profile.
 
     Raises:
@@ -128,7 +141,7 @@ def seccomp_file(path: str) -> bytes:
         with Path(path).open("rb") as file:
             data = file.read(PROFILE_LIMIT + 1)
     except OSError as error:
-        raise InvalidArgument(f"seccomp profile {path}: {error.strerror}") from error
+        raise InvalidArgument(f"{field}: {quote(path)}: {error.strerror}") from error
     if len(data) > PROFILE_LIMIT:
-        raise InvalidArgument(f"seccomp profile {path}: larger than {PROFILE_LIMIT} bytes")
+        raise InvalidArgument(f"{field}: {quote(path)}: larger than {PROFILE_LIMIT} bytes")
     return data

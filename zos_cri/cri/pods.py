@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from zos_cri.cri import userns
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux.mount import Mount, mount, unmount, unmount_tree
+from zos_cri.oci import fields, resources, security
+from zos_cri.oci.host import HostFacts
 from zos_cri.oci.namespaces import pod_plan
 
 if TYPE_CHECKING:
@@ -27,11 +29,41 @@ def namespace_options(config: pb.PodSandboxConfig) -> pb.NamespaceOption:
     return config.linux.security_context.namespace_options
 
 
+def check(config: pb.PodSandboxConfig, *, systemd: bool) -> None:
+    """Refuses what is wrong with a pod by itself, before anything of it is made.
+
+    Args:
+        systemd: its cgroups are made by systemd.
+
+    Raises:
+        InvalidArgument: the message names the field.
+    """
+    hostname(config)
+    resolv_conf(config.dns_config)
+    log_directory(config)
+    linux = config.linux
+    resources.cgroups_path("linux.cgroup_parent", linux.cgroup_parent, "x", systemd=systemd)
+    options = linux.security_context.selinux_options
+    security.selinux_labels("linux.security_context.selinux_options", options, HostFacts())
+
+
+def log_directory(config: pb.PodSandboxConfig) -> str:
+    """The directory of the containers' logs, "" where they have none.
+
+    Raises:
+        InvalidArgument: it is no absolute path, or goes up.
+    """
+    path = config.log_directory
+    if path and fields.absolute_path("log_directory", path) and ".." in path.split("/"):
+        raise fields.bad("log_directory", f"{fields.quote(path)} has a '..' in it")
+    return path
+
+
 def hostname(config: pb.PodSandboxConfig) -> str:
     """The pod's host name: the host's own on its network, and where none is given.
 
     Raises:
-        InvalidArgument: it is too long for the kernel.
+        InvalidArgument: it is too long for the kernel, or more than a word.
     """
     name = (
         os.uname().nodename
@@ -40,6 +72,9 @@ def hostname(config: pb.PodSandboxConfig) -> str:
     )
     if len(name.encode()) > MAX_HOSTNAME:
         raise InvalidArgument(f'hostname: "{name}" is longer than {MAX_HOSTNAME} bytes')
+    # It becomes a line of a file and a variable of every container.
+    if not name.isprintable() or name.split() != [name]:
+        raise fields.bad("hostname", f"{fields.quote(name)} is not one word")
     return name
 
 

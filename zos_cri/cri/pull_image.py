@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.errors import InvalidArgument
-from zos_cri.images.model import Auth
+from zos_cri.images.model import Auth, user_and_password
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -30,5 +30,6 @@ async def pull_image(services: Services, request: pb.PullImageRequest) -> pb.Pul
         identity_token=request.auth.identity_token,
         registry_token=request.auth.registry_token,
     )
+    user_and_password(auth)  # before anything is asked of anyone
     given = auth if request.HasField("auth") else None
     return pb.PullImageResponse(image_ref=await services.images.pull(request.image.image, given))

@@ -75,12 +75,19 @@ def pod_network(
             PortMapping(
                 container_port=mapping.container_port,
                 host_port=mapping.host_port,
-                protocol=pb.Protocol.Name(mapping.protocol).lower(),
+                protocol=_protocol(f"port_mappings[{index}].protocol", mapping.protocol),
                 host_ip=mapping.host_ip,
             )
-            for mapping in config.port_mappings
+            for index, mapping in enumerate(config.port_mappings)
         ),
         annotations=dict(config.annotations),
         bandwidth=bandwidth_of(config.annotations),
         cgroup_parent=meta.cgroup,
     )
+
+
+def _protocol(field: str, number: int) -> str:
+    for name, known in pb.Protocol.items():
+        if number == known:
+            return name.lower()
+    raise InvalidArgument(f"{field}: {number} is no protocol")

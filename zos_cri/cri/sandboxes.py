@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
-from zos_cri.cri import userns
+from zos_cri.cri import pods, userns
 from zos_cri.cri.pods import PodFiles
 from zos_cri.cri.sandbox_parts import pin, pins, pod_network, sandbox_name
 from zos_cri.errors import (
@@ -160,6 +160,7 @@ class Sandboxes:
                 f'pod sandbox "{name}" exists: {present.meta.id} is {present.status.state}'
                 + ("" if same else " and has another configuration")
             )
+        pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
         with self._warm.making():
             id_ = self._warm.take(handler) or secrets.token_hex(32)
             try:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Any, Final
 
 import msgspec
+
+from zos_cri.errors import InvalidArgument
 
 MEDIA_OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 MEDIA_OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -216,3 +220,20 @@ def media_kind(media_type: str) -> str:
     if media_type in (MEDIA_OCI_MANIFEST, MEDIA_DOCKER_MANIFEST):
         return "manifest"
     return ""
+
+
+def user_and_password(auth: Auth) -> tuple[str, str]:
+    """The two, given by name or together in `auth` (base64 of `user:password`).
+
+    Raises:
+        InvalidArgument: `auth` isn't that. The message doesn't quote it.
+    """
+    if auth.username or not auth.auth:
+        return auth.username, auth.password
+    try:
+        user, colon, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        colon = ""
+    if not colon:
+        raise InvalidArgument("auth: not the base64 of user:password")
+    return user, password.strip("\0")

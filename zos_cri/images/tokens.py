@@ -7,7 +7,6 @@ the token server that it names. With a server address in the AuthConfig, to that
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import threading
 import time
@@ -16,8 +15,8 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from zos_cri.errors import InvalidArgument
 from zos_cri.images.http import Response, TransferError
+from zos_cri.images.model import user_and_password
 from zos_cri.wire import wwwauth
 
 if TYPE_CHECKING:
@@ -59,23 +58,6 @@ class Tokens:
     def drop(self, key: str) -> None:
         with self._lock:
             self.known.pop(key, None)
-
-
-def user_and_password(auth: Auth) -> tuple[str, str]:
-    """The two, given by name or together in `auth` (base64 of `user:password`).
-
-    Raises:
-        InvalidArgument: `auth` isn't that. The message doesn't quote it.
-    """
-    if auth.username or not auth.auth:
-        return auth.username, auth.password
-    try:
-        user, colon, password = base64.b64decode(auth.auth, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        colon = ""
-    if not colon:
-        raise InvalidArgument("auth: not the base64 of user:password")
-    return user, password.strip("\0")
 
 
 def meant_for(auth: Auth, host: str) -> bool:

@@ -75,6 +75,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpus: int = 0
     """How many possible CPUs; their thermal_throttle directories are masked. 0: none is."""
 
+    possible_cpus: int = 0
+    """The last CPU's number that there can ever be, and one. 0: not known."""
+
     capabilities: frozenset[str] = frozenset(CAPABILITIES)
     """What we may give away: our own permitted and bounding set, as `CAP_…` names."""
     last_capability: int = len(CAPABILITIES) - 1

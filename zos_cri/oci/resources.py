@@ -49,7 +49,7 @@ def linux_resources(
         InvalidArgument: out of the kernel's range, or what this cgroup version doesn't have.
     """
     result: dict[str, Any] = {}
-    if cpu := _cpu(resources, field):
+    if cpu := _cpu(resources, host, field):
         result["cpu"] = cpu
     if memory := _memory(resources, host, field):
         result["memory"] = memory
@@ -60,7 +60,7 @@ def linux_resources(
     return result
 
 
-def _cpu(resources: cri_pb2.LinuxContainerResources, field: str) -> dict[str, Any]:
+def _cpu(resources: cri_pb2.LinuxContainerResources, host: HostFacts, field: str) -> dict[str, Any]:
     cpu: dict[str, Any] = {}
     if period := resources.cpu_period:
         if period not in _PERIOD:
@@ -76,10 +76,21 @@ def _cpu(resources: cri_pb2.LinuxContainerResources, field: str) -> dict[str, An
         cpu["shares"] = shares
     for name, key in (("cpuset_cpus", "cpus"), ("cpuset_mems", "mems")):
         if value := getattr(resources, name):
-            if not _CPU_SET.fullmatch(value):
-                raise bad(f"{field}.{name}", f"{quote(value)} is no list as 0-3,8")
+            _check_set(f"{field}.{name}", value, host.possible_cpus if key == "cpus" else 0)
             cpu[key] = value
     return cpu
+
+
+def _check_set(field: str, value: str, count: int) -> None:
+    """Args: count: of how many there are, 0 where that isn't known."""
+    if not _CPU_SET.fullmatch(value):
+        raise bad(field, f"{quote(value)} is no list as 0-3,8")
+    for part in value.split(","):
+        first, _, last = part.partition("-")
+        if last and int(last) < int(first):
+            raise bad(field, f"{quote(value)} is no list as 0-3,8: {part} goes backwards")
+        if count and int(last or first) >= count:
+            raise bad(field, f"{quote(value)}: this host's last is {count - 1}")
 
 
 def _memory(
