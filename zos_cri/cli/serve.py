@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from zos_cri import config, log
+from zos_cri.linux import openfiles
 
 if TYPE_CHECKING:
     import argparse
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         level=arguments.log_level or settings.log.level,
         fmt=arguments.log_format or settings.log.format,
     )
+    openfiles.raise_limit()
     # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

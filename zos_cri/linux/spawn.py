@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from zos_cri.errors import DeadlineExceeded
+from zos_cri.linux import openfiles
 from zos_cri.linux.pidfd import PidFd, start_time
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ async def start(
         start_new_session=new_session,
         process_group=None if new_session else 0,
     )
+    openfiles.restore_limit(popen.pid)
     try:
         return Process(tuple(argv), popen)
     except BaseException:  # no descriptor left for the pidfd: an unwatched child is a leak

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import fcntl
 import os
-import resource
 import select
 import signal
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri import log
-from zos_cri.linux import malloc
+from zos_cri.linux import malloc, openfiles
 from zos_cri.linux.notify import notify
 from zos_cri.stdio import messages
 from zos_cri.stdio.control import Control, listen
@@ -83,7 +82,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _serve(options: argparse.Namespace, ready: int) -> int:
-    _raise_descriptor_limit()
+    openfiles.raise_limit()  # three descriptors a container
     malloc.keep_freed_memory(_LARGEST_BUFFER, 2 * _LARGEST_BUFFER)
     with contextlib.ExitStack() as stack:
         loop = Loop()
@@ -186,10 +185,3 @@ def stop_when_unreachable(
         loop.call_later(every, check)
 
     loop.call_later(every, check)
-
-
-def _raise_descriptor_limit() -> None:
-    """Three descriptors a container."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import subprocess
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import ROOT, TOOLS
 from tests.fakes.streaming import BULK, pattern
 from tests.fakes.streaming_client import (
     open_stream,
@@ -40,17 +40,16 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.go
 
-MODULE = Path(__file__).parents[3] / "hack" / "go"
 TRANSPORTS = ("spdy", "websocket")
 DEADLINE = 60.0
 
 
 @pytest.fixture(scope="session")
-def peer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    target = tmp_path_factory.mktemp("go") / "streamingpeer"
-    command = ["go", "build", "-o", str(target), "./streamingpeer"]
-    subprocess.run(command, cwd=MODULE, check=True, timeout=600, env=os.environ)
-    return str(target)
+def peer() -> str:
+    """The Go program; built where that hasn't been done, or from other sources."""
+    build = [sys.executable, str(ROOT / "hack" / "tools" / "build"), "streamingpeer"]
+    subprocess.run(build, check=True, timeout=600, stdout=subprocess.DEVNULL)
+    return str(TOOLS / "streamingpeer")
 
 
 @pytest.fixture
