@@ -66,6 +66,18 @@ class Rig:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             await until(partial(gone, pid))
+        for pid in self.processes():  # the keeper, where a test has left something attached
+            os.kill(pid, signal.SIGTERM)
+            await until(partial(gone, pid))
+
+    def processes(self) -> list[int]:
+        """Loggers and keepers of this directory."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.directory / "logger.sock").encode() in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
 
 
 def gone(pid: int) -> bool:
@@ -265,6 +277,50 @@ async def test_a_container_that_exits_while_there_is_no_logger_loses_nothing(rig
     os.close(out)
     assert (await client.finish("c")).complete
     assert rig.entries() == [b"stdout P last words"]
+
+
+async def test_a_container_that_exits_while_nobody_is_there_loses_nothing(rig: Rig) -> None:
+    client = rig.client()
+    await rig.attach(client)
+    out, err = rig.writer(), rig.writer("stderr")
+    os.write(out, b"before\n")
+    await until(lambda: rig.log.exists() and rig.entries())
+    pid = (await client.status()).pid
+    await client.aclose()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: gone(pid))
+    os.write(out, b"after\nend")
+    os.write(err, b"error\n")
+    os.close(out)
+    os.close(err)
+    second = rig.client()
+    assert (await second.finish("c")).complete
+    assert sorted(rig.entries()) == [
+        *(b"stderr F error", b"stdout F after", b"stdout F before", b"stdout P end")
+    ]
+    os.kill((await second.status()).pid, signal.SIGTERM)
+    await second.aclose()
+    await until(lambda: not rig.processes())  # nothing is held any more
+
+
+async def test_a_keeper_drops_what_no_next_logger_knows(rig: Rig) -> None:
+    client = rig.client()
+    await rig.attach(client)
+    out = rig.writer()
+    pid = (await client.status()).pid
+    await client.aclose()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: gone(pid))
+    (keeper,) = rig.processes()
+    for path in (rig.directory / "state").iterdir():
+        path.unlink()
+    second = rig.client()
+    await second.ensure()
+    held = [os.readlink(fd) for fd in Path(f"/proc/{keeper}/fd").iterdir()]
+    assert not [path for path in held if "std" in path]
+    with pytest.raises(BrokenPipeError):
+        os.write(out, b"nobody reads it\n")
+    os.close(out)
 
 
 async def test_a_finish_under_way_survives_a_kill(rig: Rig) -> None:

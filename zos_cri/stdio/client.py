@@ -4,8 +4,8 @@ The logger outlives the server and is never restarted by one that comes back. Wh
 the connection breaks; the client starts another, which takes over by its own notes. Until then
 nothing is lost: output waits in the FIFOs, and the client holds a read end of each open, because
 the kernel throws a FIFO's content away when the last one that has it open is gone (a container
-that exits while there is no logger). Where server and logger are dead at the same time, only that
-is lost: up to 1 MiB a stream of a container that exits in between.
+that exits while there is no logger). Where server and logger are dead at the same time, the
+logger's `keeper` does that.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from zos_cri.errors import (
 from zos_cri.log import get_log
 from zos_cri.stdio.background import Background
 from zos_cri.stdio.container import Container
+from zos_cri.stdio.keeper import Keeper
 from zos_cri.stdio.logfile import LOCAL
 from zos_cri.stdio.messages import Attached, Finished, LoggerStatus, LogSpec
 from zos_cri.stdio.state import Saved, StateDir
@@ -54,16 +55,19 @@ class Logger:
         *,
         loop: Loop,
         state: StateDir,
+        keeper: Keeper | None = None,
         open_timeout: float = OPEN_TIMEOUT,
         local: frozenset[int] = LOCAL,
     ) -> None:
         """
         Args:
+            keeper: holds what we have open beyond our own end.
             open_timeout: seconds.
             local: file systems that can't hang, as `LogFile` has them.
         """
         self._loop = loop
         self._state = state
+        self._keeper = keeper or Keeper()
         self._open_timeout = open_timeout
         self._local = local
         self._background = Background(loop)
@@ -77,10 +81,11 @@ class Logger:
 
     def take_over(self) -> None:
         """Goes on with the containers of a logger that was killed."""
+        self._keeper.begin()
         for saved in self._state.load():
             container = self._new(saved.spec)
             try:
-                container.open_streams(taken_over=True)
+                self._open_streams(container, taken_over=True)
             except (OSError, Error) as error:
                 _log.error("container is lost", container=saved.spec.id, error=str(error))
                 container.close()
@@ -88,6 +93,7 @@ class Logger:
                 continue
             self._containers[saved.spec.id] = container
             container.sink.open(partial(self._taken_over, container), saved.inode)
+        self._keeper.end()
         _log.info("logger serves", containers=len(self._containers))
 
     def _taken_over(self, container: Container, error: Exception | None) -> None:
@@ -132,7 +138,7 @@ class Logger:
         if opening:
             opening[1].append(answer)
         elif container is not None:
-            container.open_streams()  # a second try at a start reads again
+            self._open_streams(container)  # a second try at a start reads again
             answer(None)
         else:
             self._state.check(spec.id)
@@ -146,7 +152,7 @@ class Logger:
         if error is None:
             try:
                 self._state.save(Saved(spec=container.spec, inode=container.sink.inode))
-                container.open_streams()
+                self._open_streams(container)
             except (OSError, Error) as refused:
                 self._state.remove(id_)
                 error = refused
@@ -269,6 +275,10 @@ class Logger:
             on_landed=self._wake,
         )
 
+    def _open_streams(self, container: Container, *, taken_over: bool = False) -> None:
+        container.open_streams(taken_over=taken_over)
+        self._keeper.hold(container.spec.id, [stream.fd for stream in container.streams])
+
     def _enqueue(self, container: Container, stream: Stream) -> None:
         if not stream.queued and not stream.waiting and not stream.ended:
             stream.queued = True
@@ -338,6 +348,7 @@ class Logger:
 
     def _forget(self, container: Container, *, complete: bool) -> None:
         container.close()
+        self._keeper.drop(container.spec.id)
         self._gone.update(_counters(container))
         self._state.remove(container.spec.id)
         del self._containers[container.spec.id]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from zos_cri import log
 from zos_cri.linux import malloc, openfiles
 from zos_cri.linux.notify import notify
-from zos_cri.stdio import messages
+from zos_cri.stdio import keeper, messages
 from zos_cri.stdio.control import Control, listen
 from zos_cri.stdio.logger import Logger
 from zos_cri.stdio.loop import Loop
@@ -85,9 +85,11 @@ def _serve(options: argparse.Namespace, ready: int) -> int:
     openfiles.raise_limit()  # three descriptors a container
     malloc.keep_freed_memory(_LARGEST_BUFFER, 2 * _LARGEST_BUFFER)
     with contextlib.ExitStack() as stack:
+        kept = keeper.connect(options.socket + ".keeper")  # forks: before all else
+        stack.callback(kept.close)
         loop = Loop()
         stack.callback(loop.close)
-        logger = Logger(loop=loop, state=StateDir(Path(options.state_dir)))
+        logger = Logger(loop=loop, state=StateDir(Path(options.state_dir)), keeper=kept)
         stack.callback(logger.close)
         _stop_on_signals(logger, loop, stack)
         logger.take_over()
