@@ -224,6 +224,22 @@ def test_who_was_killed_for_memory_says_so(
             assert status.exit_code == code
 
 
+KILLS = int(os.environ.get("ZOS_CRI_OOM_KILLS", "20"))
+
+
+@pytest.mark.parametrize("command", ["tail /dev/zero", "tail /dev/zero; exit 0"])
+def test_every_kill_for_memory_is_told_of(node: Server, command: str) -> None:
+    """Many at once, so that exits, deletions and cgroups' removals race."""
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        containers = [
+            node.run_container(cri, pod, "sh", "-c", command, name=f"c{number}", linux=limited())
+            for number in range(KILLS)
+        ]
+        reasons = [ended(cri, container).reason for container in containers]
+        assert reasons == ["OOMKilled"] * KILLS
+
+
 def test_who_ends_within_the_limit_does_not(node: Server) -> None:
     with node.cri() as cri:
         pod = node.run_pod(cri)
@@ -277,6 +293,104 @@ def test_oom_score_adj_of_what_runs(node: Server) -> None:
             reported = status_of(cri, container).resources.linux
             assert (reported.oom_score_adj, reported.cpu_shares) == (wanted, 64)
         assert says(cri, other, "cat /proc/1/oom_score_adj") == "300"
+
+
+def test_an_exec_after_an_update_of_oom_score_adj(node: Server) -> None:
+    """The runtime starts it with the old one; it is given the new one at once."""
+    mine = "[ $(cat /proc/self/oom_score_adj) = 910 ]"
+    wait = f"i=0; until {mine} || [ $i = 200 ]; do sleep 0.05; i=$((i+1)); done"
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        container = node.run_container(cri, pod, linux=scored(300))
+        assert says(cri, container, "cat /proc/self/oom_score_adj") == "300"
+        update(cri, container, oom_score_adj=910)
+        assert says(cri, container, f"{wait}; {mine} && echo yes") == "yes"
+
+
+def scored(value: int) -> Any:
+    resources = pb.LinuxContainerResources(oom_score_adj=value)
+    return pb.LinuxContainerConfig(resources=resources)
+
+
+def update(cri: Any, container: str, **fields: Any) -> None:
+    linux = pb.LinuxContainerResources(**fields)
+    request = pb.UpdateContainerResourcesRequest(container_id=container, linux=linux)
+    cri.UpdateContainerResources(request)
+
+
+def limits_of(node: Server, container: str) -> dict[str, int]:
+    """By the kernel's files."""
+    found = {}
+    for controller, name in (
+        ("cpu", "cpu.shares"),
+        ("cpu", "cpu.cfs_quota_us"),
+        ("cpu", "cpu.cfs_period_us"),
+        ("memory", "memory.limit_in_bytes"),
+    ):
+        path = Path(f"/sys/fs/cgroup/{controller}{node.cgroup}/{container}/{name}")
+        found[name] = int(path.read_text())
+    return found
+
+
+@pytest.mark.skipif(
+    Path("/sys/fs/cgroup/cgroup.controllers").exists(), reason="names the files of cgroup v1"
+)
+@pytest.mark.parametrize("when", ["created", "running"])
+def test_an_update_changes_what_it_gives_and_nothing_else(node: Server, when: str) -> None:
+    resources = pb.LinuxContainerResources(
+        cpu_shares=64, cpu_period=50_000, cpu_quota=10_000, memory_limit_in_bytes=64 << 20
+    )
+    linux = pb.LinuxContainerConfig(resources=resources)
+    start = pb.StartContainerRequest
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        config = node.container(linux=linux)
+        request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
+        container = cri.CreateContainer(request).container_id
+        if when == "running":
+            cri.StartContainer(start(container_id=container))
+        update(cri, container, cpu_quota=20_000)
+        update(cri, container, memory_limit_in_bytes=96 << 20)
+        update(cri, container)
+        with pytest.raises(grpc.RpcError) as error:
+            update(cri, container, cpu_shares=1, cpu_quota=30_000)
+        assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    node.restart()
+    with node.cri() as cri:
+        if when == "created":
+            cri.StartContainer(start(container_id=container))
+        assert limits_of(node, container) == {
+            "cpu.shares": 64,
+            "cpu.cfs_quota_us": 20_000,
+            "cpu.cfs_period_us": 50_000,
+            "memory.limit_in_bytes": 96 << 20,
+        }
+        reported = status_of(cri, container).resources.linux
+        assert (reported.cpu_shares, reported.cpu_quota, reported.cpu_period) == (
+            64,
+            20_000,
+            50_000,
+        )
+        assert reported.memory_limit_in_bytes == 96 << 20
+        update(cri, container, cpu_quota=-1, memory_limit_in_bytes=-1)
+        found = limits_of(node, container)
+        assert found["cpu.cfs_quota_us"] == -1
+        assert found["memory.limit_in_bytes"] > 1 << 60
+
+
+def test_an_update_that_the_kernel_refuses_changes_nothing(node: Server) -> None:
+    """All of the runtime's call or none: the status doesn't say what isn't so."""
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        container = node.run_container(cri, pod, linux=limited(cpu_shares=64))
+        with pytest.raises(grpc.RpcError) as error:
+            update(cri, container, cpuset_mems="63")
+        assert "\n" not in str(error.value.details())
+        assert "cpuset" in str(error.value.details())
+        reported = status_of(cri, container).resources.linux
+        assert (reported.cpuset_mems, reported.cpu_shares) == ("", 64)
+        update(cri, container, cpu_shares=128)
+        assert limits_of(node, container)["cpu.shares"] == 128
 
 
 # CDI

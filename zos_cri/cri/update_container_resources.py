@@ -21,6 +21,12 @@ async def update_container_resources(
 ) -> pb.UpdateContainerResourcesResponse:
     """Changes the limits of a created or running container; what isn't given stays.
 
+    Zero and empty mean "not given", as everywhere in this message: so an `oom_score_adj` of 0 can't
+    be asked for, and a limit is taken away by -1. `unified` replaces key by key, huge pages size by
+    size. A memory limit without a swap limit is both, as at the creation. The runtime gets all
+    limits together; where it refuses, none is changed. Processes that run, and later execs, get a
+    new `oom_score_adj`; a created container starts with what it was updated to.
+
     Raises:
         NotFound: no such container.
         FailedPrecondition: it has ended.

@@ -36,6 +36,36 @@ def set_oom_score_adj(pids: Callable[[], Iterable[int]], value: int) -> None:
     raise ResourceExhausted(f"oom_score_adj: {len(done)} processes, and they still become more")
 
 
+def follow_oom_score_adj(pid: int, value: int) -> None:
+    """Gives a process and its descendants an oom_score_adj where the process has another one.
+
+    Reading /proc of a process that has just begun takes some 20 µs.
+
+    Raises:
+        PermissionDenied, ResourceExhausted: as `set_oom_score_adj`.
+    """
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "rb") as file:
+            if int(file.read(16)) == value:
+                return
+    except (FileNotFoundError, ProcessLookupError):
+        return  # it has ended
+    set_oom_score_adj(lambda: _family(pid), value)
+
+
+def _family(pid: int) -> set[int]:
+    """A process and all that descend from it and haven't lost their parents."""
+    found, pending = set(), [pid]
+    while pending:
+        parent = pending.pop()
+        found.add(parent)
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children", "rb") as file:
+                    pending += map(int, file.read().split())
+    return found
+
+
 def _write(chosen: Iterable[int], pids: Callable[[], Iterable[int]], value: int) -> None:
     with contextlib.ExitStack() as stack:
         files: dict[int, int] = {}

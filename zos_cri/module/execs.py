@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
 from zos_cri.linux import blocking
+from zos_cri.linux.oomscore import follow_oom_score_adj
 from zos_cri.log import get_log
 from zos_cri.module.types import ExecResult
 from zos_cri.shim import bundle as bundles
@@ -92,6 +93,15 @@ class Exec:
             task.start(self.container, self.id, timeout=EXEC_TIMEOUT), name=f"exec {self.id}"
         )
         self.pid = await asyncio.shield(self._starting)
+        if "oomScoreAdj" in process:
+            self._rescore(process["oomScoreAdj"])
+
+    def _rescore(self, value: int) -> None:
+        """Runtimes give an exec what its container was created with, whatever was updated."""
+        try:
+            follow_oom_score_adj(self.pid, value)
+        except Error as error:
+            _log.warning("exec's oom_score_adj", container=self.container, error=one_line(error))
 
     def _open(self, streams: Sequence[str]) -> dict[str, str]:
         """Makes the FIFOs and opens our ends before the shim can: it would block otherwise.

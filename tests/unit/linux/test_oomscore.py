@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,3 +77,21 @@ def test_a_score_that_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> Non
         patch.setattr(os, "write", deny)
         with pytest.raises(PermissionDenied, match="-900 is lower than this host lets us"):
             oomscore.set_oom_score_adj(lambda: pids, -900)
+
+
+def test_a_process_and_its_descendants_follow() -> None:
+    script = "sh -c 'sleep 1000 & wait' & echo $!; wait"
+    parent = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        oomscore.follow_oom_score_adj(parent.pid, 620)
+        assert (score(parent.pid), score(child)) == (620, 620)
+        # Where the process has it already, nobody is looked at.
+        oomscore.set_oom_score_adj(lambda: [child], 630)
+        oomscore.follow_oom_score_adj(parent.pid, 620)
+        assert score(child) == 630
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL)
+        parent.communicate()
+    oomscore.follow_oom_score_adj(parent.pid, 640)  # it has ended
