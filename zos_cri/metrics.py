@@ -126,6 +126,7 @@ class Metrics:
             ("verdict",),
             registry=self.registry,
         )
+        self.audited(())  # an alert's series must be there before it fires
         build = Gauge(
             "zos_cri_build_info",
             "The version that runs; the value is always 1.",

@@ -43,14 +43,14 @@ class Host:
 
     def __init__(self, place: Path, undo: ExitStack) -> None:
         self.root = place / "root"
-        for name in ("root", "layer"):
-            (place / name).mkdir(parents=True)
-        undo.callback(shutil.rmtree, place)
+        place.mkdir()
+        undo.callback(place.rmdir)
         self._undo = undo
-        self._mount(place / "layer", "-t", "tmpfs", "tmpfs")
-        for name in ("upper", "work"):
-            (place / "layer" / name).mkdir()
-        layers = f"lowerdir=/,upperdir={place}/layer/upper,workdir={place}/layer/work"
+        # Private, for pivot_root(2) refuses a root whose parent mount is shared.
+        self._mount(place, "-t", "tmpfs", "--make-private", "tmpfs")
+        for name in ("root", "upper", "work"):
+            (place / name).mkdir()
+        layers = f"lowerdir=/,upperdir={place}/upper,workdir={place}/work"
         self._mount(self.root, "-t", "overlay", "-o", layers, "overlay")
         for name in ("proc", "sys", "dev"):
             self._mount(self.root / name, "--rbind", "--make-rslave", f"/{name}")
@@ -64,7 +64,7 @@ class Host:
 
     def _mount(self, target: Path, *arguments: str) -> None:
         subprocess.run(["mount", *arguments, target], check=True)
-        self._undo.callback(subprocess.run, ["umount", "-R", "-l", target], check=False)
+        self._undo.callback(subprocess.call, ["umount", "-R", "-l", target])
 
     def run(self, *command: str, code: int | None = 0) -> str:
         """Runs a command there; what it printed."""
@@ -82,7 +82,8 @@ class Host:
 
     def install(self, package: Path) -> str:
         shutil.copy(package, self.root / "tmp" / "zos-cri.deb")
-        return self.run("dpkg", "--force-unsafe-io", "--install", "/tmp/zos-cri.deb")
+        options = ("--force-unsafe-io", "--force-confdef", "--force-confold")
+        return self.run("dpkg", *options, "--install", "/tmp/zos-cri.deb")
 
     def start(self) -> None:
         """Starts the server that is installed, as the unit does it."""
@@ -165,7 +166,9 @@ def test_an_installed_package_is_complete(host: Host, package: Path) -> None:
     script = "/usr/share/bash-completion/completions/zos-cri"
     host.run("bash", "-euc", f". {script}; complete -p zos-cri")
     for unit in UNITS:
-        assert list((host.root / "etc/systemd/system").glob(f"*.wants/{unit}")), unit
+        # Their targets are outside of this root for whom looks from here.
+        enabled = {path.name for path in (host.root / "etc/systemd/system").glob("*.wants/*")}
+        assert unit in enabled
         said = host.run("systemd-analyze", "verify", f"/usr/lib/systemd/system/{unit}")
         assert said == "", said
     # No Python of the host's own has a say in it.
@@ -215,5 +218,61 @@ def test_removal_and_purge(host: Host, package: Path) -> None:
     # The test's own mount is there; what was in it is gone.
     assert list((host.root / "var/lib/zos-cri").iterdir()) == []
     assert "zos-cri" not in host.run("dpkg", "--get-selections")
-    left = [*host.root.glob("etc/systemd/system/**/zos-cri*"), *host.root.glob("usr/**/zos-cri*")]
-    assert left == []
+    assert [path for path in contents(package) if (host.root / path).exists()] == []
+    assert not list((host.root / "etc/systemd/system").glob("*.wants/zos-cri*"))
+
+
+def contents(package: Path) -> list[str]:
+    """The files of a package."""
+    listed = subprocess.run(
+        ["dpkg-deb", "--contents", package], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    names = [line.split(" -> ")[0].split(maxsplit=5)[5] for line in listed]
+    return [name for name in names if not name.endswith("/")]
+
+
+def test_node_script_of_the_chart(host: Host, package: Path, newer: Path, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    there = packages / package.name
+    config = tmp_path / "config.toml"
+    config.write_text("[log]\nformat = 'json'\n")
+
+    def node(action: str, code: int = 0) -> str:
+        done = subprocess.run(
+            ["sh", ROOT / "charts/zos-cri/files/node.sh", action],
+            env={
+                **os.environ,
+                "HOST": str(host.root),
+                "PACKAGES": str(packages),
+                "CONFIG": str(config),
+                "KUBELET_CONFIG_DIR": "/etc/kubernetes/kubelet.conf.d",
+                "ONCE": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    assert "no package for" in node("install", code=1)
+    shutil.copy(package, there)
+    node("is-installed", code=1)
+    assert f"installing {__version__}" in node("install")
+    node("is-installed")
+    drop_in = host.root / "etc/kubernetes/kubelet.conf.d/90-zos-cri.conf"
+    assert "unix:///run/zos-cri/zos-cri.sock" in drop_in.read_text()
+    assert f"{__version__} is installed" in node("install")
+    # An upgrade, and a configuration that is wrong: the one that is there stays.
+    shutil.copy(newer, there)
+    assert f"installing 99.0 over {__version__}" in node("install")
+    config.write_text("[log]\nformat = 'loud'\n")
+    assert "neither text nor json" in node("install", code=3)
+    assert "'json'" in (host.root / "etc/zos-cri/config.toml").read_text()
+    node("is-removed", code=1)
+    assert "removed" in node("remove")
+    node("is-removed")
+    assert not drop_in.exists()
+    node("remove")

@@ -44,7 +44,11 @@ stage() {
 configure() {
     [ -e "$CONFIG" ] || return 0
     cp "$CONFIG" "$HOST/etc/zos-cri/.config.toml.new"
-    on_host zos-cri config validate --config /etc/zos-cri/.config.toml.new
+    on_host zos-cri config validate --config /etc/zos-cri/.config.toml.new || {
+        code=$?
+        rm -f "$HOST/etc/zos-cri/.config.toml.new"
+        return $code
+    }
     if ! cmp -s "$CONFIG" "$HOST/etc/zos-cri/config.toml"; then
         mv "$HOST/etc/zos-cri/.config.toml.new" "$HOST/etc/zos-cri/config.toml"
         say 'the configuration has changed'
