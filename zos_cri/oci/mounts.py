@@ -82,8 +82,10 @@ def pod_mounts(files: PodFiles, *, readonly: bool) -> tuple[BindMount, ...]:
         if source
     ]
     if files.shm:
+        # What isn't said again is taken away when a runtime makes a bind mount writable (runc 1.2).
+        sealed = ("nosuid", "nodev") if files.shm == "/dev/shm" else ("nosuid", "nodev", "noexec")
         # It starts empty: the mapping, which tmpfs has only since Linux 6.3, isn't needed.
-        result.append(BindMount(source=files.shm, target="/dev/shm"))
+        result.append(BindMount(source=files.shm, target="/dev/shm", options=sealed))
     return tuple(result)
 
 

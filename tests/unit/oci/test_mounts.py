@@ -189,7 +189,10 @@ def test_the_configs_mount_replaces_the_pods_file() -> None:
     assert set(by_target) == {"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/shm"}
     assert by_target["/etc/hosts"]["source"] == "/real"
     assert by_target["/etc/hostname"]["options"] == ["rbind", "rprivate", "ro"]
-    assert by_target["/dev/shm"]["options"] == ["rbind", "rprivate", "rw"]
+    sealed = ["nosuid", "nodev", "noexec"]
+    assert by_target["/dev/shm"]["options"] == ["rbind", "rprivate", "rw", *sealed]
+    hosts = plan(extra=mounts.pod_mounts(mounts.PodFiles(shm="/dev/shm"), readonly=False))
+    assert hosts.mounts[0]["options"] == ["rbind", "rprivate", "rw", *sealed[:2]]
 
 
 def test_files_that_a_pod_does_not_have() -> None:
