@@ -46,7 +46,7 @@ def node() -> Iterator[Server]:
 
 def test_exec_sync(node: Server) -> None:
     with node.cri() as cri, ThreadPoolExecutor(AT_ONCE) as threads:
-        container = node.run_container(cri, node.run_pod(cri, "soak"))
+        container = node.run_container(cri, node.run_pod(cri, "soak"), "sleep", "1000000")
 
         def call(number: int) -> None:
             script = f"echo {number}; echo e{number} >&2; exit {number % 200}"
@@ -62,7 +62,10 @@ def test_exec_sync(node: Server) -> None:
         before, rss = Footprint(node), node.rss
         print(f"before: {before.figures()}")
         begun = time.monotonic()
-        list(threads.map(call, range(EXECS)))
+        for tenth in range(10):
+            list(threads.map(call, range(EXECS * tenth // 10, EXECS * (tenth + 1) // 10)))
+            if EXECS >= 10_000:
+                print(f"{EXECS * (tenth + 1) // 10}: {before.figures()}", flush=True)
         seconds = time.monotonic() - begun
         before.wait()
         print(
