@@ -150,8 +150,11 @@ class FakeProcess:
         await asyncio.Event().wait()
         return 0
 
-    _deaf = _hang
     _broken_output = _hang
+
+    async def _deaf(self) -> int:
+        await self.release.wait()
+        return 0
 
     async def _closed_stdin(self) -> int:
         await self.stdin.break_()

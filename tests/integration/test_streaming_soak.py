@@ -1,6 +1,7 @@
 """Many ExecSync calls and many clients that break off leave the server as it was.
 
-ZOS_CRI_SOAK_EXECS (300) and ZOS_CRI_SOAK_CLIENTS (30) say how many; figures are printed.
+ZOS_CRI_SOAK_EXECS (300), ZOS_CRI_SOAK_CLIENTS (30) and ZOS_CRI_SOAK_CONNECTIONS (300; forwarded
+ones) say how many; figures are printed.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import random
+import re
 import socket
+import socketserver
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.integration.server import UPSTREAM, Server, serving
-from tests.integration.streaming_clients import PATIENCE, Footprint
+from tests.integration.streaming_clients import PATIENCE, Footprint, piped
 from zos_cri._pb import cri_pb2 as pb
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 EXECS = int(os.environ.get("ZOS_CRI_SOAK_EXECS", "300"))
 CLIENTS = int(os.environ.get("ZOS_CRI_SOAK_CLIENTS", "30"))
+CONNECTIONS = int(os.environ.get("ZOS_CRI_SOAK_CONNECTIONS", "300"))
 AT_ONCE = 8
 # An allocator's arenas fill at the first load and then stay; so it is compared to a warm server.
 WARM = 100
@@ -34,7 +39,7 @@ GROWTH = 8 << 20  # bytes; 1 % of it is under 300 bytes a call
 pytestmark = [
     pytest.mark.root,
     pytest.mark.runtime,
-    pytest.mark.timeout(300 + EXECS // 2 + 10 * CLIENTS),
+    pytest.mark.timeout(300 + EXECS // 2 + 10 * CLIENTS + CONNECTIONS),
 ]
 
 
@@ -73,6 +78,64 @@ def test_exec_sync(node: Server) -> None:
             f"{AT_ONCE} at once); after: {before.figures()}"
         )
         assert node.rss - rss < GROWTH
+
+
+@contextlib.contextmanager
+def echoing() -> Iterator[int]:
+    """The port of a server that, once a client has ended its half, sends back what it got."""
+
+    class Echo(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            received = b""
+            while data := self.request.recv(65536):
+                received += data
+            self.request.sendall(received)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Echo) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.go
+def test_forwarded_connections_in_a_row(node: Server) -> None:
+    """One session, one connection after another, each compared byte by byte."""
+    chance = random.Random(7)
+    block = chance.randbytes(200_000)
+    with node.cri() as cri, echoing() as port:
+        pod = node.run_pod(cri, "soak")
+        with piped(node, "port-forward", pod, f":{port}") as client:
+            client.expect(f"-> {port}\n")
+            found = re.search(rb"127\.0\.0\.1:(\d+)", client.output)
+            assert found is not None
+            before: Footprint | None = None
+            begun = time.monotonic()
+            for number in range(CONNECTIONS):
+                size = chance.choice((0, 1, 100, 1000, 70_000, 200_000))
+                data = number.to_bytes(4, "big") + block[:size]
+                assert exchange(int(found[1]), data) == data, f"connection {number}"
+                while client.read(0):  # it says so of each, and would stop at a full pipe
+                    client.output = b""
+                if number == min(20, CONNECTIONS // 2):
+                    before = Footprint(node)
+                    print(f"before: {before.figures()}")
+            assert before is not None
+            before.wait()
+            seconds = time.monotonic() - begun
+            print(f"{CONNECTIONS} connections in {seconds:.1f} s; after: {before.figures()}")
+
+
+def exchange(port: int, data: bytes) -> bytes:
+    """Sends, ends our half, reads to the end."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
 
 
 def upgrade(url: str, protocol: str) -> socket.socket:

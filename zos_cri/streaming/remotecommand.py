@@ -134,6 +134,8 @@ async def _say(status: bytes, streams: Mapping[StreamType, Stream]) -> None:
         await streams[StreamType.ERROR].write(status)
     for stream in streams.values():
         stream.write_eof()
+        # What the client sent too much is read, or its end behind that would never be seen.
+        stream.discard()
 
 
 async def _run(plan: Plan, streams: Mapping[StreamType, Stream]) -> bytes:

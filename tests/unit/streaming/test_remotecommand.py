@@ -297,6 +297,28 @@ async def test_a_slow_process_slows_the_client(
     await until(lambda: backend.processes[0].closed == 1)
 
 
+async def test_what_was_sent_too_much_is_read_when_the_process_has_ended(
+    server: StreamingServer, backend: FakeBackend
+) -> None:
+    """Or the client's end, which comes behind it, wouldn't be seen."""
+    async with spdy_session(server.exec_url(execute("deaf", stdin=True))) as session:
+        streams = await open_streams(session, "error", "stdin", "stdout")
+        status = asyncio.create_task(read_status(streams["error"]))
+
+        async def flood() -> None:
+            while True:
+                await streams["stdin"].write(bytes(65536))
+
+        flooding = asyncio.create_task(flood())
+        (link,) = server._links
+        await until(lambda: not link.reading)
+        backend.processes[0].release.set()
+        assert exit_code(await status) == 0
+        await until(lambda: link.reading)
+        flooding.cancel()
+    await until(lambda: server.connections == 0)
+
+
 @pytest.mark.parametrize("cmd", ["hang", "deaf", "cat"])
 async def test_a_client_that_vanishes_leaves_nothing(
     server: StreamingServer, backend: FakeBackend, cmd: str
