@@ -52,7 +52,7 @@ def channel(path: str) -> Iterator[grpc.Channel]:
         try:
             yield connection
         except grpc.RpcError as error:
-            raise _ours(error, path) from error
+            raise error_of(error, path) from error
 
 
 @contextmanager
@@ -62,10 +62,21 @@ def module(path: str) -> Iterator[Any]:
         yield container_pb2_grpc.ContainerModuleStub(connection)  # type: ignore[no-untyped-call]
 
 
-def _ours(error: grpc.RpcError, path: str) -> errors.Error:
+def error_of(error: grpc.RpcError, path: str) -> errors.Error:
+    """What a server answered, as ours.
+
+    Args:
+        error: as gRPC raises it.
+        path: of the socket, for the message where nobody answers.
+    """
     code, details = error.code(), error.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
+        if "permission denied" in details.lower():
+            return errors.PermissionDenied(
+                f"{path}: permission denied: be root, or in the group of server.socket_gid"
+            )
         return errors.Unavailable(
-            f"no server answers at {path}: is `zos-cri serve` running? (--socket names another)"
+            f"no server answers at {path}: is `zos-cri serve` running? (systemctl status zos-cri;"
+            " --socket names another)"
         )
     return _ERRORS.get(code, errors.Internal)(details or code.name)

@@ -7,7 +7,18 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from zos_cri import __version__
-from zos_cri.cli import audit, completion, configuration, doctor, images, logger, module, serve, top
+from zos_cri.cli import (
+    audit,
+    completion,
+    configuration,
+    doctor,
+    events,
+    images,
+    logger,
+    module,
+    serve,
+    top,
+)
 from zos_cri.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -43,8 +54,9 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"zos-cri {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (serve, logger, module, images, audit, top, configuration, doctor, completion):
+    for part in (serve, logger, module, images, top, events, audit, doctor, configuration):
         part.add(commands)
+    completion.add(commands)
     return root
 
 
