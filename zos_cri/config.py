@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
@@ -58,6 +58,9 @@ class CniConfig(_Section, frozen=True):
     conf_dir: str = "/etc/cni/net.d"
     bin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     conf_template: str = ""  # rendered at UpdateRuntimeConfig; "" = none
+    max_conf_num: NotNegative = 1  # networks of each pod, in the order of their files; 0 = all
+    # which of a pod's addresses is its first; "cni" = the plugins' first
+    ip_preference: Literal["ipv4", "ipv6", "cni"] = "ipv4"
     plugin_timeout: Seconds = 60.0  # an IPAM plugin that asks a slow API server needs many seconds
 
 

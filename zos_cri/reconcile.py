@@ -128,6 +128,13 @@ class Reconciler:
             except Exception:
                 _log.exception("audit failed")
 
+    async def collect(self) -> None:
+        """Has the CNI plugins that can (1.1) give back what no pod of ours has any more."""
+        await _quietly("addresses", self._network.gc(self._pods))
+
+    def _pods(self) -> set[str]:
+        return {record.meta.id for record in self._sandboxes.table} | set(self._damaged)
+
     async def audit(self, *, settle: float = check.SETTLE) -> list[Finding]:
         """One audit; returns what differs still."""
         findings = await check.audit(self._look, self.records, settle=settle)

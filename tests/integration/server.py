@@ -70,12 +70,15 @@ class Server:
         runtime: Runtime,
         *,
         cni: bool = False,
+        cni_settings: str = "",
         extra: str = "",
         before: tuple[str, ...] = (),
         warm: int = 0,
     ) -> None:
         """
         Args:
+            cni: pods are on a bridge.
+            cni_settings: more of the configuration's section `cni`.
             extra: more of the configuration.
             before: a command that runs the server's, and becomes it.
             warm: shims to keep warm.
@@ -108,6 +111,7 @@ metrics = "127.0.0.1:0"
 level = "debug"
 [cni]
 conf_dir = "{self.conf_dir}"
+{cni_settings}
 [handlers.runc]
 shim = "{runtime.shim}"
 runtime = "{runtime.runtime}"

@@ -22,7 +22,7 @@ from tests.fakes.cni import FakeCni
 from zos_cri.linux import namespaces, spawn, syscalls
 from zos_cri.network.cni import Network
 from zos_cri.network.plugin import PluginFailed
-from zos_cri.network.pod import Bandwidth, PodNetwork, PortMapping
+from zos_cri.network.pod import Bandwidth, DnsConfig, PodNetwork, PortMapping, bandwidth_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -212,6 +212,98 @@ async def test_host_ports_of_each_protocol(node: Node) -> None:
     assert f"-d {GATEWAY}/32 -p tcp -m tcp --dport 8080" in rules
     assert await talks(pod, GATEWAY, 8080, to=80)
     await node.cni.delete(pod)
+    await node.assert_clean()
+
+
+def datagrams(port: int) -> socket.socket:
+    """A socket in the namespace of the calling thread that receives on a port."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("0.0.0.0", port))
+    sock.setblocking(False)
+    return sock
+
+
+async def test_a_udp_port_and_one_of_an_address(node: Node) -> None:
+    """What is sent to the host's port arrives; a port of one address is not one of another."""
+    node.usual()
+    await sh("ip", "addr", "add", "10.77.0.1/32", "dev", "lo")
+    pod = await node.pod(
+        "p1",
+        port_mappings=(
+            PortMapping(53, 5353, "UDP"),
+            PortMapping(80, 8080, "TCP", "10.77.0.1"),
+        ),
+    )
+    await node.cni.add(pod)
+    loop = asyncio.get_running_loop()
+    server = await namespaces.in_network(pod.netns, datagrams, 53, timeout=10)
+    with server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setblocking(False)
+        await loop.sock_sendto(client, b"asked", (GATEWAY, 5353))
+        async with asyncio.timeout(5):
+            data, sender = await loop.sock_recvfrom(server, 100)
+            assert data == b"asked"
+            await loop.sock_sendto(server, b"told", sender)
+            assert await loop.sock_recv(client, 100) == b"told"
+    assert await talks(pod, "10.77.0.1", 8080, to=80)
+    assert not await talks(pod, GATEWAY, 8080, to=80)
+    await node.cni.delete(pod)
+    await node.assert_clean()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="no IPv6 here")
+async def test_host_ports_of_both_families(node: Node) -> None:
+    bridge = node.bridge("fd00:88::/64", RANGE)
+    bridge["ipam"]["routes"] += [{"dst": "::/0"}]
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True}
+    node.network("net", bridge, portmap)
+    pod = await node.pod("p1", port_mappings=(PortMapping(80, 8080),))
+    await node.cni.add(pod)
+    async with asyncio.timeout(20):
+        while "tentative" in await sh("ip", "-6", "addr", "show", "dev", "cni0"):
+            await asyncio.sleep(0.05)
+    rules = await node.rules()
+    assert [line for line in rules if "--dport 8080" in line and "10.88.0." in line]
+    assert [line for line in rules if "--dport 8080" in line and "fd00:88:" in line]
+    assert await talks(pod, GATEWAY, 8080, to=80)
+    assert await talks(pod, "fd00:88::1", 8080, to=80)
+    await node.cni.delete(pod)
+    await node.assert_clean()
+
+
+async def test_the_nodes_ranges_names_and_resolver(node: Node) -> None:
+    """host-local takes its addresses from the pod CIDR; who declares dns or aliases gets them."""
+    bridge = node.bridge(capabilities={"ipRanges": True})
+    del bridge["ipam"]["ranges"]
+    node.plugin("names")
+    names = {"type": "names", "capabilities": {"dns": True, "aliases": True}}
+    node.network("net", bridge, names)
+    await node.cni.set_pod_cidr("10.44.7.0/24")
+    servers = DnsConfig(servers=("10.0.0.1",), searches=("a.b",), options=("ndots:5",))
+    pod = await node.pod("p1", dns=servers, aliases=("p1", "web"))
+    result = await node.cni.add(pod)
+    assert result.ips[0].startswith("10.44.7.")
+    (call,) = node.calls("ADD")
+    assert call.request["runtimeConfig"] == {
+        "dns": {"servers": ["10.0.0.1"], "searches": ["a.b"], "options": ["ndots:5"]},
+        "aliases": ["p1", "web"],
+    }
+    await node.cni.delete(pod)
+    assert node.leased() == []
+
+
+async def test_bandwidth_of_both_directions(node: Node) -> None:
+    node.usual({"type": "bandwidth", "capabilities": {"bandwidth": True}})
+    limits = bandwidth_of(
+        {"kubernetes.io/ingress-bandwidth": "8M", "kubernetes.io/egress-bandwidth": "4M"}
+    )
+    pod = await node.pod("p1", bandwidth=limits)
+    await node.cni.add(pod)
+    rates = await sh("tc", "qdisc")
+    assert "rate 8Mbit" in rates
+    assert "rate 4Mbit" in rates
+    await node.cni.delete(pod)
+    assert "rate" not in await sh("tc", "qdisc")
     await node.assert_clean()
 
 

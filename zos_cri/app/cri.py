@@ -55,6 +55,8 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         cache_dir=config.state_dir / "cni",
         plugin_timeout=config.cni.plugin_timeout,
         conf_template=config.cni.conf_template or None,
+        max_conf_num=config.cni.max_conf_num,
+        ip_preference=config.cni.ip_preference,
     )
     views = Views()
     output = _output(core, undo)

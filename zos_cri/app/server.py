@@ -102,7 +102,12 @@ class App:
         reconciler = await _reconciler(core, services, rootfs)
         await reconciler.sweep()
         core.containers.recovered.set()
-        for work in (reconcile.retry_releases(services.sandboxes), reconciler.watch()):
+        for work in (
+            reconcile.retry_releases(services.sandboxes),
+            reconciler.watch(),
+            reconciler.collect(),
+            services.network.watch_plugins(),
+        ):
             undo.callback(asyncio.create_task(work).cancel)
         services.stats.sampler.start()
         core.warm.start()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import json_format
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.errors import Error
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -28,16 +30,16 @@ async def pod_sandbox_status(services: Services, request: pb.PodSandboxStatusReq
     # Both are for a kubelet that takes events: it then asks for no container by itself.
     containers = services.events.container_statuses(record.meta.id, CONTAINERS_STATUSES)
     rest = pb.PodSandboxStatusResponse(
-        info=_info(services, record) if request.verbose else {},
+        info=await _info(services, record) if request.verbose else {},
         timestamp=services.events.timestamp(),
     )
     return services.views.sandbox_statuses.get(record) + containers + rest.SerializeToString()
 
 
-def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dict[str, str]:
+async def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dict[str, str]:
     meta = record.meta
     init = services.containers.get(meta.id)
-    info = {
+    info: dict[str, Any] = {
         "pid": init.status.pid if init is not None else 0,
         "processStatus": record.status.state.value,
         "netNamespaceClosed": record.status.network_released,
@@ -47,4 +49,9 @@ def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) -> dic
             services.views.pod_config(record), preserving_proto_field_name=True
         ),
     }
+    if meta.netns and not record.status.network_released:
+        with contextlib.suppress(Error):  # a record that can't be read is no reason to say nothing
+            result = await services.network.result(meta.id)
+            # All interfaces; the status itself has the addresses of the first network alone.
+            info["cniResult"] = result.info() if result is not None else None
     return {"info": json.dumps(info)}

@@ -9,7 +9,7 @@ from zos_cri.cri import userns
 from zos_cri.cri.pods import hostname
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux import namespaces
-from zos_cri.network.pod import PodNetwork, PortMapping, bandwidth_of
+from zos_cri.network.pod import DnsConfig, PodNetwork, PortMapping, bandwidth_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,8 +82,16 @@ def pod_network(
         ),
         annotations=dict(config.annotations),
         bandwidth=bandwidth_of(config.annotations),
+        dns=_dns(config.dns_config),
         cgroup_parent=meta.cgroup,
+        aliases=tuple(dict.fromkeys(filter(None, (config.metadata.name, config.hostname)))),
     )
+
+
+def _dns(given: pb.DNSConfig) -> DnsConfig | None:
+    if not (given.servers or given.searches or given.options):
+        return None
+    return DnsConfig(tuple(given.servers), tuple(given.searches), tuple(given.options))
 
 
 def _protocol(field: str, number: int) -> str:

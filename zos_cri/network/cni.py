@@ -132,6 +132,7 @@ class Network:
         self._template = None if conf_template is None else Path(conf_template)
         self._ip_preference = ip_preference
         self._prefix = ifname_prefix
+        self._ranges: tuple[tuple[dict[str, str], ...], ...] = ()
         self._pods = PodLocks()
         self._gate = Gate()
         # What STATUS said last, and of which generation of the configuration.
@@ -211,6 +212,8 @@ class Network:
             raise FailedPrecondition(f"pod {pod.id}: {pod.netns!r} is not a network namespace")
         networks = self._networks()
         _warn_of_lost_ports(pod, networks)
+        if not pod.ip_ranges:
+            pod = msgspec.structs.replace(pod, ip_ranges=self._ranges)
         deadline = _deadline(self._add_timeout)
         async with self._pods.hold(pod.id), self._gate.shared():
             await self._take_off_leftovers(pod)
@@ -349,9 +352,10 @@ class Network:
         return failed
 
     async def set_pod_cidr(self, cidr: str) -> None:
-        """Writes a configuration for the node's pod CIDRs, from the template.
+        """Takes the node's pod CIDRs, and writes a configuration for them from the template.
 
-        Nothing is done without a template or a CIDR, and when there is a configuration already,
+        Plugins with the capability `ipRanges` are given them with each pod from then on. Nothing is
+        written without a template or a CIDR, and when there is a configuration already,
         ours of an earlier call included: a network's addresses don't change under its pods.
 
         Raises:
@@ -361,6 +365,7 @@ class Network:
         if not cidr.strip():
             return
         cidrs = template.pod_cidrs(cidr)
+        self._ranges = tuple(({"subnet": each},) for each in cidrs)
         if self._template is None:
             return
         try:
