@@ -46,7 +46,7 @@ def _facts(found: host.HostFacts, cgroups: Cgroups) -> HostFacts:
         cgroup_mode=cgroups.mode,
         cgroup_mount_options=_cgroup_options(),
         swap_accounting=_swap_accounting(cgroups),
-        hugetlb="hugetlb" in cgroups.controllers,
+        hugetlb=_runtime_has(cgroups, "hugetlb"),
         hugepage_sizes=sizes,
         seccomp=found.seccomp,
         apparmor=found.apparmor,
@@ -90,6 +90,12 @@ def _swap_accounting(cgroups: Cgroups) -> bool:
         return any(Path("/sys/fs/cgroup").glob("*/memory.swap.max"))
     directory = cgroups.paths("/").of("memory")
     return directory is not None and Path(directory, "memory.memsw.limit_in_bytes").exists()
+
+
+def _runtime_has(cgroups: Cgroups, controller: str) -> bool:
+    """Whether OCI runtimes find a controller: in hybrid mode they look at version 1 only."""
+    where = cgroups.paths("/")
+    return controller in (where.v2_controllers if cgroups.mode == "v2" else where.v1)
 
 
 def _hugepage_sizes() -> frozenset[str]:
