@@ -26,5 +26,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = outcome.get_result()  # type: ignore[attr-defined]
     node = getattr(item, "funcargs", {}).get("node")
     if report.failed and node is not None:
-        report.sections.append(("kubelet", node.log.read_text()[-6000:]))
-        report.sections.append(("server", node.server.log.read_text()[-6000:]))
+        report.sections.append(("kubelet", node.log.read_text()[-9000:]))
+        report.sections.append(
+            (
+                "server",
+                "\n".join(
+                    line
+                    for line in node.server.log.read_text().splitlines()
+                    if " DEBUG " not in line
+                )[-6000:],
+            )
+        )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.conftest import ROOT
 from tests.integration.server import IMAGE, SLOWNESS, UPSTREAM, Server, serving
+from zos_cri._pb import cri_pb2
 from zos_cri.linux.cgroup import Cgroups
 
 if TYPE_CHECKING:
@@ -158,9 +159,20 @@ class Node:
         return directory
 
     def remove(self, name: str) -> None:
-        """Removes the manifest, and waits until the kubelet has done away with the pod."""
+        """Removes the manifest, and waits until the kubelet has stopped the pod."""
         (self.manifests / f"{name}.json").unlink(missing_ok=True)
-        wait_for(lambda: not self.pod(name), POD_TIMEOUT, f"pod {name} is gone")
+        # /pods has what is wanted: the pod goes from there before its containers end. What is left
+        # of it the kubelet removes later, once a minute.
+        wait_for(lambda: not self._sandboxes(name), POD_TIMEOUT, f"pod {name} is stopped")
+
+    def _sandboxes(self, name: str) -> list[str]:
+        ready = cri_pb2.PodSandboxStateValue(state=cri_pb2.PodSandboxState.SANDBOX_READY)
+        labels = {"io.kubernetes.pod.name": f"{name}-node"}
+        request = cri_pb2.ListPodSandboxRequest(
+            filter=cri_pb2.PodSandboxFilter(label_selector=labels, state=ready)
+        )
+        with self.server.cri() as cri:
+            return [pod.id for pod in cri.ListPodSandbox(request).items]
 
 
 def container(script: str = "exec sleep 1000", name: str = "main", **fields: Any) -> dict[str, Any]:

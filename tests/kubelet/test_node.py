@@ -139,4 +139,4 @@ def test_kubelet_and_server_are_restarted_in_turn(node: Node) -> None:
     node.wait("after", lambda pod: pod["status"]["phase"] == "Succeeded", "has succeeded")
     node.remove("after")
     node.remove("lasting")
-    assert not [pod for pod in node.server.crictl("pods", "-q").split() if pod]
+    assert node.server.crictl("pods", "-q", "--state", "ready") == ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kubelet.node import (
+    POD_TIMEOUT,
     container,
     is_ready,
     is_running,
@@ -129,9 +130,15 @@ def test_volumes(node: Node) -> None:
 
 
 def test_a_missing_host_path_holds_the_pod_back(node: Node) -> None:
-    node.add("missing", container(), volumes=[volume("/run/zos-cri-no-such", type="Directory")])
+    node.add(
+        "missing",
+        container(**mount("ctl", "/ctl")),
+        volumes=[volume("/run/zos-cri-no-such", type="Directory")],
+    )
     node.wait("missing", lambda pod: pod["status"]["phase"] == "Pending", "is known")
-    wait_for(lambda: "hostPath type check failed" in node.log.read_text(), 30, "it is refused")
+    wait_for(
+        lambda: "hostPath type check failed" in node.log.read_text(), POD_TIMEOUT, "it is refused"
+    )
     assert not any(
         "running" in status["state"] for status in statuses(node.pod("missing")).values()
     )
@@ -180,7 +187,6 @@ def test_host_port(node: Node) -> None:
             ports=[{"containerPort": 8080, "hostPort": 18080}],
             **mount("ctl", "/ctl"),
         ),
-        # On the host's network: the port is a node's.
         volumes=[volume(control)],
     )
     node.add(
