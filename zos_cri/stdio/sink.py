@@ -15,9 +15,10 @@ again, and learns from `landed` what has been written meanwhile.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from zos_cri.errors import Error, one_line
 from zos_cri.log import get_log
@@ -38,8 +39,7 @@ LONGEST_PAUSE: Final = 2.0
 _SILENT: Final = "no answer from the file system"
 
 
-@dataclass
-class _Flight:
+class _Flight(msgspec.Struct):  # dataclasses would cost the logger 2 MiB
     """A write in the background: of which stream, and of how much of its output."""
 
     stream: str
