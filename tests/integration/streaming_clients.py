@@ -182,7 +182,7 @@ class Footprint:
             ),
             "exec": list(map(str, (server.run / "exec").glob("**/*"))),
             # Zombies have no command line; to bury them is for the container's own init.
-            "processes": [pid for pid, line in processes if line],
+            "processes": [f"{pid} {line}" for pid, line in processes if line],
             # Of other kinds Go closes some only when it collects its garbage.
             "shims' FIFOs": [fd for pid in shims for fd in descriptors(pid) if fifos in fd],
         }
