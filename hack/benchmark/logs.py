@@ -149,8 +149,9 @@ class Bench:
 
     def _remove(self, pod: str) -> None:
         call = self.cri.runtime
-        call.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=CALL_TIMEOUT)
-        call.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=CALL_TIMEOUT)
+        # Ten containers that end at once keep containerd busy beyond the usual time.
+        call.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=WAIT)
+        call.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod), timeout=WAIT)
 
 
 def ended(log: Path) -> bool:
