@@ -20,7 +20,7 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
 )
-from zos_cri.linux import apparmor, blocking
+from zos_cri.linux import apparmor, blocking, selinux
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
 from zos_cri.oci import fields, mounts, namespaces, resources, security, signals, users
@@ -29,7 +29,7 @@ from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
@@ -51,6 +51,7 @@ _log = get_log(__name__)
 
 T = TypeVar("T")
 
+RELABEL_TIMEOUT: Final = 120.0  # a volume of a million files takes about ten seconds
 PATH_TIMEOUT: Final = 20.0  # for a look at a path that the pod names; a busy NFS server takes long
 ACCOUNT_FILES: Final = ("etc/passwd", "etc/group")
 
@@ -165,6 +166,7 @@ class Creation:
                 handler=handler,
                 host=await self._current_host(),
             )
+            await self._relabel(spec, config, looks)
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
             extra = CriContainer(
                 config=encoded,
@@ -313,6 +315,19 @@ class Creation:
             return None
         field = f"{security.seccomp_choice(context, unset=unset)[0]}.localhost_ref"
         return await self._look(partial(facts.seccomp_file, field, path), path)
+
+    async def _relabel(
+        self,
+        spec: Mapping[str, Any],
+        config: pb.ContainerConfig,
+        looks: Sequence[mounts.MountFacts],
+    ) -> None:
+        """Gives volumes that ask for it the SELinux label of the container's mounts."""
+        label = spec["linux"].get("mountLabel")
+        for path in mounts.to_relabel(config.mounts, looks) if label else ():
+            await blocking.call_abandonable(
+                selinux.relabel, path, label, timeout=RELABEL_TIMEOUT, what=path
+            )
 
     async def _look(self, look: Callable[[], T], path: str) -> T:
         return await blocking.call_abandonable(look, timeout=PATH_TIMEOUT, what=path)

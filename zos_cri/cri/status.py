@@ -32,6 +32,7 @@ async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResp
         runtime_handlers=_handlers(services),
         features=pb.RuntimeFeatures(
             supplemental_groups_policy=True,
+            mount_options=True,
             user_namespaces_host_network=any(f.user_namespaces for f in services.features.values()),
         ),
     )
