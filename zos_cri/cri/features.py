@@ -54,6 +54,7 @@ def handler_settings(
             cgroup_writable=handler.cgroup_writable,
             recursive_read_only=_recursive(features[name]),
             id_mapped_mounts=_id_mapped(features[name]),
+            seccomp=_seccomp(features[name]),
             privileged_without_host_devices=handler.privileged_without_host_devices,
             all_devices_allowed=handler.all_devices_allowed,
             device_ownership_from_security_context=handler.device_ownership_from_security_context,
@@ -85,7 +86,16 @@ def _recursive(features: Features | None) -> bool:
 
 def _id_mapped(features: Features | None) -> bool:
     """Whether the runtime makes id-mapped mounts (OCI features: linux.mountExtensions.idmap)."""
+    return _said(features, "linux", "mountExtensions", "idmap", "enabled") is True
+
+
+def _seccomp(features: Features | None) -> bool:
+    """False only where the runtime says so (OCI features: linux.seccomp.enabled)."""
+    return _said(features, "linux", "seccomp", "enabled") is not False
+
+
+def _said(features: Features | None, *keys: str) -> object:
     found: object = features.oci if features is not None else None
-    for key in ("linux", "mountExtensions", "idmap", "enabled"):
+    for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
-    return found is True
+    return found

@@ -45,6 +45,8 @@ class HandlerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The runtime knows `rro` mounts."""
     id_mapped_mounts: bool = False
     """The runtime knows user namespaces with id-mapped mounts."""
+    seccomp: bool = True
+    """The runtime was built with it: another one passes over a profile without a word."""
     privileged_without_host_devices: bool = False
     all_devices_allowed: bool = False
     """Privileged containers without the host's devices may make any of their own."""
@@ -305,6 +307,9 @@ def _add_profiles(spec: Spec, given: _Given) -> None:
     )
     named = context.HasField("seccomp") or context.seccomp_profile_path
     if filters is not None:
+        if not given.handler.seccomp:
+            field, _ = security.seccomp_choice(context, unset=given.handler.unset_seccomp_profile)
+            raise bad(field, "the handler's runtime was built without seccomp")
         spec["linux"]["seccomp"] = filters
     elif named or context.privileged:
         spec["linux"].pop("seccomp", None)

@@ -50,3 +50,13 @@ def test_specs_depend_on_the_same():
     settings = handler_settings(config, {name: ALL})[name]
     assert settings.recursive_read_only
     assert settings.id_mapped_mounts
+    assert settings.seccomp
+
+
+def test_a_runtime_without_seccomp_says_so() -> None:
+    config = Config()
+    name = next(iter(config.handlers))
+    for said, able in (({"enabled": False}, False), ({"enabled": True}, True), ({}, True)):
+        features = Features(oci={"linux": {"seccomp": said}})
+        assert handler_settings(config, {name: features})[name].seccomp is able
+    assert handler_settings(config, {name: None})[name].seccomp

@@ -253,6 +253,14 @@ def test_a_profile_that_is_named_replaces_the_bases() -> None:
     assert "seccomp" not in made["linux"]
 
 
+def test_a_profile_that_the_runtime_would_pass_over() -> None:
+    default = cri_pb2.SecurityProfile(profile_type=cri_pb2.SecurityProfile.RuntimeDefault)
+    without = HandlerSettings(seccomp=False)
+    with pytest.raises(InvalidArgument, match=r"security_context\.seccomp: .* without seccomp"):
+        build(linux(Context(seccomp=default)), handler=without)
+    assert "seccomp" not in build(handler=without)["linux"]
+
+
 def test_cdi_comes_last() -> None:
     edits = cdi.Edits(env=("A=cdi",), additional_gids=(99,))
     made = build(cdi=edits)
