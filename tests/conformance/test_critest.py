@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.integration.server import SLOWNESS, UPSTREAM, Server, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.root,
@@ -26,6 +27,8 @@ pytestmark = [
 # The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
 # AppArmor, which critest finds out by itself.
 SKIP = r"public image with digest|benchmark"
+# Where reports and the server's log are kept; default: with the test's own files.
+REPORTS = os.environ.get("ZOS_CRI_TEST_REPORTS")
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +53,28 @@ def node(registry: Path) -> Iterator[Server]:
     extra = f'[images]\ncerts_dirs = ["{registry}"]\n'
     with serving(UPSTREAM, cni=True, extra=extra) as server:
         yield server
+        if REPORTS:
+            shutil.copy(server.log, REPORTS)
 
 
 def critest(server: Server, directory: Path, *flags: str) -> str:
     """Runs critest; its report. What it skipped and failed is printed."""
     endpoint = f"unix://{server.socket}"
-    done = subprocess.run(
-        [
-            *(TOOLS / "critest", "-runtime-endpoint", endpoint, "-image-endpoint", endpoint),
-            *(f"-ginkgo.skip={SKIP}", "-ginkgo.no-color", *flags),
-        ],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=1100 * SLOWNESS,
-        env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}"},
-    )
-    report = done.stdout + done.stderr
+    # A file, so that one can look on: a run takes minutes.
+    path = Path(REPORTS or directory) / "critest.log"
+    with path.open("w") as file:
+        done = subprocess.run(
+            [
+                *(TOOLS / "critest", "-runtime-endpoint", endpoint, "-image-endpoint", endpoint),
+                *(f"-ginkgo.skip={SKIP}", "-ginkgo.no-color", *flags),
+            ],
+            cwd=directory,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            timeout=1100 * SLOWNESS,
+            env={**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}"},
+        )
+    report = path.read_text()
     for line in report.splitlines():
         if re.search(r"\[FAIL\]|\[FAILED\]|^Ran |^(FAIL|SUCCESS)!|Passed", line):
             print(line)
