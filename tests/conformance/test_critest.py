@@ -26,6 +26,7 @@ pytestmark = [
 
 # The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
 # AppArmor, which critest finds out by itself.
+SPECS = 107  # nine more where the kernel has AppArmor
 SKIP = r"public image with digest|benchmark"
 # Where reports and the server's log are kept; default: with the test's own files.
 REPORTS = os.environ.get("ZOS_CRI_TEST_REPORTS")
@@ -87,6 +88,18 @@ def test_critest(node: Server, tmp_path: Path) -> None:
     passed = re.search(r"(\d+) Passed \| 0 Failed", report)
     assert passed is not None
     print(f"critest: {passed[0]}")
+    assert int(passed[1]) >= SPECS
+    node.remove_pods()
+    assert node.leftovers() == []
+
+
+def test_in_parallel(node: Server, tmp_path: Path) -> None:
+    """Four at once, by ginkgo: specs that share a node must not see each other."""
+    report = critest(node, tmp_path, "-parallel=4")
+    passed = re.search(r"(\d+) Passed \| 0 Failed", report)
+    assert passed is not None
+    print(f"critest, four at once: {passed[0]}")
+    assert int(passed[1]) >= SPECS
     node.remove_pods()
     assert node.leftovers() == []
 
