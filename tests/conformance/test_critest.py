@@ -26,10 +26,10 @@ pytestmark = [
 
 # The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
 # AppArmor, which critest finds out by itself.
-SPECS = 107  # nine more where the kernel has AppArmor
 SKIP = r"public image with digest|benchmark"
 # Where reports and the server's log are kept; default: with the test's own files.
 REPORTS = os.environ.get("ZOS_CRI_TEST_REPORTS")
+SPECS = 107  # nine more where the kernel has AppArmor
 
 
 @pytest.fixture(scope="module")
