@@ -1,6 +1,6 @@
 """Many ExecSync calls and many clients that break off leave the server as it was.
 
-ZOS_CRI_SOAK_EXECS (300), ZOS_CRI_SOAK_CLIENTS (30) and ZOS_CRI_SOAK_CONNECTIONS (300; forwarded
+ZOS_CRI_SOAK_EXECS (200), ZOS_CRI_SOAK_CLIENTS (30) and ZOS_CRI_SOAK_CONNECTIONS (300; forwarded
 ones) say how many; figures are printed.
 """
 
@@ -28,7 +28,7 @@ from zos_cri._pb import cri_pb2 as pb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXECS = int(os.environ.get("ZOS_CRI_SOAK_EXECS", "300"))
+EXECS = int(os.environ.get("ZOS_CRI_SOAK_EXECS", "200"))
 CLIENTS = int(os.environ.get("ZOS_CRI_SOAK_CLIENTS", "30"))
 CONNECTIONS = int(os.environ.get("ZOS_CRI_SOAK_CONNECTIONS", "300"))
 AT_ONCE = 8
