@@ -16,7 +16,7 @@ from zos_cri.linux.oomscore import follow_oom_score_adj
 from zos_cri.log import get_log
 from zos_cri.module.types import ExecResult
 from zos_cri.shim import bundle as bundles
-from zos_cri.streaming.pipes import open_read_end, open_write_end
+from zos_cri.streaming.pipes import open_read_end, open_write_end, wait_for_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -167,8 +167,10 @@ class Exec:
                 _log.warning("exec outlived SIGKILL", container=self.container, exec=self.id)
             elif not self._wait.cancelled():
                 self._wait.exception()
-        for name in ("stdin", "stdin_guard"):
-            _close(self.take(name))
+        _close(self.take("stdin_guard"))
+        if self.stdin >= 0 and self.pid:
+            await wait_for_reader(self.stdin)
+        _close(self.take("stdin"))
         deletion = asyncio.create_task(self._delete(), name=f"delete exec {self.id}")
         self._behind.add(deletion)
         deletion.add_done_callback(self._behind.discard)

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 # The most that one read takes, whatever its caller's limit.
 _READ: Final = 1024 * 1024
+# Shims open a process's stdin in a thread of their own, beside its start: a busy host's scheduler
+# may let that thread wait.
+READER_TIMEOUT: Final = 5.0
+_READER_POLL: Final = 0.002
 
 
 def open_read_end(path: str) -> int:
@@ -39,6 +43,21 @@ def open_write_end(path: str) -> tuple[int, int]:
     except OSError:
         os.close(guard)
         raise
+
+
+async def wait_for_reader(fd: int) -> None:
+    """Waits until somebody has the FIFO open for reading whose writing end this is.
+
+    To be called before that is closed, and after the guard was: who opens a FIFO for reading later,
+    and without O_NONBLOCK as shims do, would wait for a writer that never comes, with a thread and
+    a descriptor. After `READER_TIMEOUT` nobody is expected any more.
+    """
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLERR is told always: there is no reader
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + READER_TIMEOUT
+    while poll.poll(0) and loop.time() < deadline:  # noqa: ASYNC110 no event tells of it
+        await asyncio.sleep(_READER_POLL)
 
 
 class Reader(Protocol):
@@ -119,6 +138,7 @@ class FdWriter:
         self._fd = fd
         self._guard = guard
         self._guarded = 0  # bytes written while the guard was there
+        self._expecting = False  # a reader, and the guard isn't there any more
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -148,6 +168,15 @@ class FdWriter:
         if self._guard >= 0:
             os.close(self._guard)
             self._guard = -1
+
+    async def settle(self) -> None:
+        """Before `close`: waits for a reader that is still to come (see `wait_for_reader`)."""
+        if self._guard >= 0:
+            self._expecting = _unread(self._guard) >= self._guarded
+            self.reader_opened()
+        if self._expecting and self._fd >= 0:
+            await wait_for_reader(self._fd)
+            self._expecting = False
 
     def close(self) -> None:
         """Idempotent."""
@@ -226,6 +255,7 @@ class PipeProcess:
 
     async def close_stdin(self) -> None:
         if self._stdin is not None and not self._keep_stdin:
+            await self._stdin.settle()
             self._stdin.close()
             if self._on_stdin_closed is not None:
                 await self._on_stdin_closed()
@@ -238,9 +268,13 @@ class PipeProcess:
         return await self._wait()
 
     async def aclose(self) -> None:
-        close_all([self._stdin, *self._outputs])
-        if self._release is not None:
-            await self._release()
+        try:
+            if self._stdin is not None:
+                await self._stdin.settle()
+        finally:
+            close_all([self._stdin, *self._outputs])
+            if self._release is not None:
+                await self._release()
 
 
 async def _read(reader: Reader | None, limit: int) -> bytes:

@@ -33,6 +33,13 @@ def _no_descriptor_is_left() -> Iterator[None]:
     assert len(set(os.listdir("/proc/self/fd")) - before) <= 0
 
 
+@pytest.fixture
+def fifo(tmp_path: Path) -> str:
+    path = str(tmp_path / "stdin")
+    os.mkfifo(path)
+    return path
+
+
 async def read_all(reader: FdReader) -> bytes:
     parts = []
     async with asyncio.timeout(DEADLINE):
@@ -208,3 +215,58 @@ async def test_an_attachments_end_keeps_stdin() -> None:
     os.close(in_r)
     with pytest.raises(BrokenPipeError):
         await PipeProcess(wait=wait).write_stdin(b"x")
+
+
+async def test_a_writer_is_closed_once_its_reader_has_come(fifo: str) -> None:
+    """A shim opens it late, and would wait for a writer for ever."""
+    writer = FdWriter(*open_write_end(fifo))
+    settling = asyncio.create_task(writer.settle())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await asyncio.shield(settling)
+    reader = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)
+    await settling
+    await writer.settle()
+    writer.close()
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+
+
+async def test_a_settling_that_is_cancelled_is_made_up_for(fifo: str) -> None:
+    writer = FdWriter(*open_write_end(fifo))
+    settling = asyncio.create_task(writer.settle())
+    await asyncio.sleep(0.01)
+    settling.cancel()
+    await asyncio.gather(settling, return_exceptions=True)
+    again = asyncio.create_task(writer.settle())
+    await asyncio.sleep(0.01)
+    assert not again.done()
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    await again
+    writer.close()
+    os.close(reader)
+
+
+async def test_a_reader_that_has_been_there_is_not_waited_for(fifo: str) -> None:
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    writer = FdWriter(*open_write_end(fifo))
+    await writer.write(b"read")
+    assert os.read(reader, 10) == b"read"
+    os.close(reader)
+    async with asyncio.timeout(1):
+        await writer.settle()
+    writer.close()
+
+
+async def test_a_process_that_is_left_waits_for_its_reader_and_closes_it(fifo: str) -> None:
+    async def wait() -> int:
+        return 0
+
+    process = PipeProcess(stdin=FdWriter(*open_write_end(fifo)), wait=wait)
+    closing = asyncio.create_task(process.aclose())
+    await asyncio.sleep(0.01)
+    assert not closing.done()
+    reader = await asyncio.to_thread(os.open, fifo, os.O_RDONLY)
+    await closing
+    assert os.read(reader, 10) == b""
+    os.close(reader)
