@@ -41,6 +41,8 @@ class ServerConfig(_Section, frozen=True):
     state: str = "/var/lib/zos-cri"
     run: str = "/run/zos-cri"
     logs: str = "/var/log"  # the module's <ns>/<name>.log
+    # turned on for the whole host at start; stays on until the host is restarted
+    favordynmods: bool = False
     # "" = no metrics; a port of 0 takes any free one
     metrics: str = "127.0.0.1:9474"
 

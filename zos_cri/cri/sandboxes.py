@@ -86,7 +86,7 @@ class Sandboxes:
         self.table = table
         self._containers = containers
         self._shims = shims
-        self._warm = warm
+        self.warm = warm
         self._handlers = handlers
         self._default_handler = default_handler
         self._network = network
@@ -161,8 +161,8 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
-        with self._warm.making():
-            id_ = self._warm.take(handler) or secrets.token_hex(32)
+        with self.warm.making():
+            id_ = self.warm.take(handler) or secrets.token_hex(32)
             try:
                 meta = self._meta(id_, name, config, encoded, handler)
                 # What is wrong with it is said before anything is made, and never when it is
@@ -171,7 +171,7 @@ class Sandboxes:
                 parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
                 await self.table.insert(meta, SandboxStatus())
             except BaseException:
-                self._warm.give_back(id_)
+                self.warm.give_back(id_)
                 raise
             with bind(pod=id_):
                 await self._create(meta, config, parameters)
