@@ -23,6 +23,7 @@ from zos_cri.errors import (
     NotFound,
     one_line,
 )
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
@@ -146,7 +147,8 @@ class Containers:
         await self.table.insert(meta, ContainerStatus())
         try:
             with self._metrics.stage("create_container", "bundle"):
-                await blocking.call(_write_bundle, self._bundle_dir, new)
+                async with step("bundle.write"):
+                    await blocking.call(_write_bundle, self._bundle_dir, new)
             await self._advance(meta.id, ContainerEvent.CREATED)
         except BaseException:
             await blocking.call(bundles.remove, Path(meta.bundle))
@@ -405,7 +407,8 @@ class Containers:
         with self._metrics.stage("remove_container", "bundle"):
             if meta.id == meta.group:
                 await self._shims.stop(meta.group)
-            await blocking.call(bundles.remove, Path(meta.bundle))
+            async with step("bundle.remove"):
+                await blocking.call(bundles.remove, Path(meta.bundle))
         owner = self.owner(meta.owner)
         if owner is not None:
             await owner.removed(meta)
