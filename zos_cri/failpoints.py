@@ -8,7 +8,7 @@ For tests of what is left when the server fails or is killed there; off unless t
     "cni.add.after" = "kill"
     "record.update.before" = "error@3"
 
-The switch is one of the process, not of an object (decision 0015): a point costs a look at an empty
+The switch is one of the process, not of an object (decision 0011): a point costs a look at an empty
 dictionary where all are off, and no constructor has to hand the switch on.
 """
 
