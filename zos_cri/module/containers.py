@@ -185,7 +185,12 @@ class Containers:
         self._publish(ContainerEventKind.STARTED, self.table.find(id_))
 
     async def _start_task(self, meta: ContainerMeta) -> None:
-        handler = self._handlers[meta.handler]
+        handler = self._handlers.get(meta.handler)
+        if handler is None:
+            raise FailedPrecondition(
+                f'container {meta.id}: its runtime handler "{meta.handler}" is not configured any'
+                " more"
+            )
         with self._metrics.stage("start_container", "shim"):
             shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
         with self._metrics.stage("start_container", "create"):
@@ -197,7 +202,7 @@ class Containers:
                 stdin=meta.stdio.stdin,
                 stdout=meta.stdio.stdout,
                 stderr=meta.stdio.stderr,
-                options=handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
+                options=shim.handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
                 timeout=CREATE_TIMEOUT,
             )
         # Wait is asked before the start, so that no exit can fall between the two.
