@@ -26,12 +26,19 @@ class Archive:
     from the host that would not stand there elsewhere.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, sources: str = "") -> None:
+        """
+        Args:
+            sources: lines of a sources.list in place of the host's.
+        """
         self._root = root
         for folder in ("sources.list.d", "lists/partial", "archives/partial"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         (root / "status").touch()
-        self._copy_sources()
+        if sources:
+            (root / "sources.list").write_text(sources)
+        else:
+            self._copy_sources()
 
     def update(self) -> None:
         self._apt("update")
@@ -73,6 +80,7 @@ class Archive:
     def _apt(self, *arguments: str, cwd: Path | None = None) -> None:
         options = {
             "APT::Sandbox::User": "root",  # _apt may not enter our folder
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",  # of use to desktops
             "Debug::NoLocking": "1",
             "Dir::Cache": str(self._root),
             "Dir::Cache::archives": str(self._root / "archives"),

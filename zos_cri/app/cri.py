@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from zos_cri.checkpoint.criu import Criu
 from zos_cri.config import handlers
 from zos_cri.cri.cdi import CdiSpecs
+from zos_cri.cri.checkpoints import Checkpoints
 from zos_cri.cri.creation import Creation
 from zos_cri.cri.events import Events
 from zos_cri.cri.features import handler_features, handler_settings
 from zos_cri.cri.init import PodInits
 from zos_cri.cri.output import Output
+from zos_cri.cri.restores import Restores
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.services import Services
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
@@ -63,6 +66,10 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
     mapped = {name for name, feature in told.items() if feature.user_namespaces}
     sandboxes = _sandboxes(core, network, settings, mapped)
     undo.push_async_callback(sandboxes.settle)
+    criu = Criu()
+    checkpoints = config.state_dir / "checkpoints"
+    restores = Restores(images=core.images, criu=criu, directory=checkpoints)
+    core.containers.subscribe(restores.follow(core.containers.later))
     creation = Creation(
         containers=core.containers,
         sandboxes=sandboxes,
@@ -73,6 +80,7 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         host=core.host,
         metrics=core.metrics,
         cdi=CdiSpecs(config.cdi.dirs),
+        restores=restores,
     )
     streams = Streams(
         containers=core.containers,
@@ -98,6 +106,14 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         cgroups=core.cgroups,
         streaming=await _streaming(config.streaming, streams, undo),
         stats=_statistics(core, sandboxes, views, undo),
+        checkpoints=Checkpoints(
+            containers=core.containers,
+            images=core.images,
+            views=views,
+            metrics=core.metrics,
+            criu=criu,
+            directory=checkpoints,
+        ),
         events=Events(
             containers=core.containers,
             pods=core.database.sandboxes,

@@ -16,14 +16,16 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zos_cri import __version__, failpoints, reconcile
+from zos_cri import __version__, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.listen import listen, watch
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.audit.present import Look
+from zos_cri.cri import checkpoints
 from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
+from zos_cri.linux import blocking
 from zos_cri.linux.notify import notify
 from zos_cri.log import get_log
 from zos_cri.module import recovery
@@ -86,7 +88,6 @@ class App:
 
     async def _start(self) -> None:
         self._lock()
-        failpoints.arm(self._config.failpoints)
         undo = self._undo
         core = await build_core(self._config, undo)
         services = await build_services(core, undo)
@@ -102,6 +103,8 @@ class App:
         await module.recover()
         reconciler = await _reconciler(core, services, rootfs)
         await reconciler.sweep()
+        known = {record.meta.id for record in core.containers}
+        await blocking.call(checkpoints.sweep, self._config.state_dir / "checkpoints", known)
         core.containers.recovered.set()
         for work in (
             reconcile.retry_releases(services.sandboxes),

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import posixpath
 import secrets
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from zos_cri.cri import facts, userns
+from zos_cri.cri.creation_parts import (
+    image_volumes,
+    log_file,
+    pid_namespace,
+    private_pid,
+    volume_mounts,
+)
+from zos_cri.cri.restores import check_spec
 from zos_cri.cri.views import OWNER, CriContainer, listed
 from zos_cri.errors import (
     AlreadyExists,
@@ -20,7 +26,6 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
 )
-from zos_cri.failpoints import step
 from zos_cri.linux import apparmor, blocking, selinux
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
@@ -31,10 +36,12 @@ from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
     from zos_cri.cri.output import Output
+    from zos_cri.cri.restores import Checkpoint, Restores
     from zos_cri.cri.sandboxes import Sandboxes
     from zos_cri.cri.views import Views
     from zos_cri.images.model import Image
@@ -72,6 +79,7 @@ class Creation:
         host: HostFacts,
         metrics: Metrics,
         cdi: CdiSpecs,
+        restores: Restores,
     ) -> None:
         self._containers = containers
         self._sandboxes = sandboxes
@@ -82,6 +90,7 @@ class Creation:
         self._host = host
         self._metrics = metrics
         self._cdi = cdi
+        self._restores = restores
         self._joins: Joins[str] = Joins()
         containers.own(OWNER, self)
 
@@ -96,8 +105,15 @@ class Creation:
             raise NotFound(f'no container with id "{id_}"')
         return record
 
-    async def create(self, sandbox_id: str, config: pb.ContainerConfig) -> str:
+    async def create(
+        self, sandbox_id: str, config: pb.ContainerConfig, *, captured: Path | None = None
+    ) -> str:
         """Makes a container in a pod, or finds the one of the same name and configuration.
+
+        Where its image is a checkpoint, it goes on from there when it is started.
+
+        Args:
+            captured: the archive of a checkpoint that the configuration describes.
 
         Raises:
             InvalidArgument: the configuration is wrong.
@@ -112,12 +128,20 @@ class Creation:
         name = f"{config.metadata.name}_{config.metadata.attempt}"
         encoded = config.SerializeToString(deterministic=True)
         return await self._joins.run(
-            f"{sandbox.id}/{name}", encoded, lambda: self._create(sandbox, name, config, encoded)
+            f"{sandbox.id}/{name}",
+            encoded,
+            lambda: self._create(sandbox, name, config, captured=captured),
         )
 
     async def _create(
-        self, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
+        self,
+        sandbox: SandboxMeta,
+        name: str,
+        config: pb.ContainerConfig,
+        *,
+        captured: Path | None,
     ) -> str:
+        encoded = config.SerializeToString(deterministic=True)
         present = self._containers.table.by_key(f"{sandbox.id}/{name}")
         if present is not None:
             if present.status.state is ContainerState.REMOVING:
@@ -131,14 +155,27 @@ class Creation:
                 )
         id_ = secrets.token_hex(32)
         with bind(pod=sandbox.id, container=id_):
-            await self._make(id_, sandbox, name, config, encoded)
+            checkpoint = await self._restores.find(id_, config.image.image, captured)
+            try:
+                await self._make(id_, sandbox, name, config, checkpoint)
+            except BaseException:
+                await asyncio.shield(self._restores.forget(id_))
+                raise
             _log.info("container created", name=name, image=config.image.image)
         return id_
 
     async def _make(
-        self, id_: str, sandbox: SandboxMeta, name: str, config: pb.ContainerConfig, encoded: bytes
+        self,
+        id_: str,
+        sandbox: SandboxMeta,
+        name: str,
+        config: pb.ContainerConfig,
+        checkpoint: Checkpoint | None,
     ) -> None:
-        image = await self._image("config.image.image", config.image)
+        if checkpoint is None or checkpoint.described:
+            image = await self._image("config.image.image", config.image)
+        else:
+            image = checkpoint.image
         volume_images = await self._volume_images(config)
         handler = self._handler(sandbox)
         inputs = await self._inputs(id_, sandbox, config, image)
@@ -148,20 +185,20 @@ class Creation:
         log_path = log_file(pod_config.log_directory, config.log_path)
         async with AsyncExitStack() as undo:
             with self._metrics.stage("create_container", "rootfs"):
-                undo.push_async_callback(self._release_rootfs, id_)
-                async with step("rootfs.prepare"):
-                    rootfs = await self._images.prepare_rootfs(
-                        image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
-                    )
+                rootfs = await self._images.prepare_rootfs(
+                    image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
+                )
+                undo.push_async_callback(self._images.release_rootfs, id_)
+                if checkpoint is not None:
+                    await self._restores.apply(checkpoint, id_)
             with self._metrics.stage("create_container", "volumes"):
-                async with step("rootfs.volumes"):
-                    volumes = await self._images.prepare_volumes(
-                        image.id, id_, image_volumes(config, image)
-                    )
+                volumes = await self._images.prepare_volumes(
+                    image.id, id_, image_volumes(config, image)
+                )
             looks = await self._mount_facts(id_, sandbox, config, volume_images)
             spec = container_spec(
                 msgspec.structs.replace(
-                    inputs, mount_facts=looks, extra_mounts=_volume_mounts(volumes)
+                    inputs, mount_facts=looks, extra_mounts=volume_mounts(volumes)
                 ),
                 sandbox=pod_config,
                 config=config,
@@ -169,10 +206,12 @@ class Creation:
                 handler=handler,
                 host=await self._current_host(),
             )
+            if checkpoint is not None and checkpoint.described:
+                check_spec(checkpoint, image, spec)
             await self._relabel(spec, config, looks)
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
             extra = CriContainer(
-                config=encoded,
+                config=config.SerializeToString(deterministic=True),
                 image_id=image.id,
                 image_ref=config.image.image,
                 log_path=log_path,
@@ -191,11 +230,12 @@ class Creation:
                     rootfs=rootfs,
                     stdio=self._output.stdio(id_, stdin=config.stdin, terminal=config.tty),
                     stop_signal=stop_signal,
-                    kill_all=not _private_pid(spec),
+                    kill_all=not private_pid(spec),
                     root_uid=root_uid,
                     root_gid=root_gid,
                     owner=OWNER,
                     extra=msgspec.msgpack.encode(extra),
+                    checkpoint=checkpoint.criu_images if checkpoint is not None else "",
                 )
             )
             undo.push_async_callback(self._containers.remove, id_)
@@ -347,7 +387,7 @@ class Creation:
             ipc=sandbox.ipcns,
             uts=sandbox.utsns,
             user=sandbox.userns,
-            pid=_pid_namespace(init) if init is not None else "",
+            pid=pid_namespace(init) if init is not None else "",
             target_pid=target,
         )
 
@@ -364,7 +404,7 @@ class Creation:
             raise FailedPrecondition(f"{field}: {error}") from None
         if record.meta.ns != sandbox.id:
             raise fields.bad(field, f"{fields.quote(id_)} is a container of another pod")
-        return _pid_namespace(record)
+        return pid_namespace(record)
 
     def _cgroup(self, sandbox: SandboxMeta, id_: str, *, systemd: bool) -> str:
         """Where the container's cgroup is once the runtime has made it."""
@@ -403,58 +443,7 @@ class Creation:
         await self._output.finish(record.meta.id)
 
     async def removed(self, meta: ContainerMeta) -> None:
-        await asyncio.gather(self._output.detach(meta.id), self._release_rootfs(meta.id))
+        if meta.checkpoint:
+            await self._restores.forget(meta.id)
+        await asyncio.gather(self._output.detach(meta.id), self._images.release_rootfs(meta.id))
         self._views.forget(meta.id)
-
-    async def _release_rootfs(self, id_: str) -> None:
-        async with step("rootfs.release"):
-            await self._images.release_rootfs(id_)
-
-
-def log_file(directory: str, path: str) -> str:
-    """A container's log: `PodSandboxConfig.log_directory` + `ContainerConfig.log_path`.
-
-    Returns:
-        "" where there is to be none.
-
-    Raises:
-        InvalidArgument: the path leads out of the directory.
-    """
-    if not directory or not path:
-        return ""
-    fields.absolute_path("log_directory", directory)
-    fields.text("log_path", path)
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise fields.bad("log_path", f"{fields.quote(path)} leads out of {directory}")
-    return str(Path(directory, path))
-
-
-def image_volumes(config: pb.ContainerConfig, image: Image) -> tuple[str, ...]:
-    """The paths of the image's VOLUMEs, but those that the configuration mounts something at."""
-    given = {_normal(mount.container_path) for mount in config.mounts}
-    named = dict.fromkeys(_normal(path) for path in image.config.volumes)
-    return tuple(path for path in named if path not in given)
-
-
-def _normal(path: str) -> str:
-    """An image may name its volumes as `data/` or `/data/.`."""
-    return posixpath.join("/", posixpath.normpath(f"/{path}").lstrip("/"))
-
-
-def _volume_mounts(volumes: Mapping[str, str]) -> tuple[mounts.BindMount, ...]:
-    return tuple(
-        # Its files have the image's owners, as the root filesystem's have.
-        mounts.BindMount(source=source, target=target, id_mapped=True)
-        for target, source in volumes.items()
-    )
-
-
-def _private_pid(spec: Mapping[str, Any]) -> bool:
-    """Whether the container's init is the first of its pid namespace: with it all others end."""
-    return any(ns["type"] == "pid" and not ns.get("path") for ns in spec["linux"]["namespaces"])
-
-
-def _pid_namespace(record: ContainerRecord) -> str:
-    if not record.status.pid:
-        raise FailedPrecondition(f"container {record.meta.id} is {record.status.state}")
-    return f"/proc/{record.status.pid}/ns/pid"

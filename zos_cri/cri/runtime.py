@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.attach import attach
+from zos_cri.cri.checkpoint_container import checkpoint_container
+from zos_cri.cri.checkpoint_pod import checkpoint_pod
 from zos_cri.cri.container_stats import container_stats
 from zos_cri.cri.container_status import container_status
 from zos_cri.cri.create_container import create_container
@@ -30,6 +32,7 @@ from zos_cri.cri.remove_container import remove_container
 from zos_cri.cri.remove_image import remove_image
 from zos_cri.cri.remove_pod_sandbox import remove_pod_sandbox
 from zos_cri.cri.reopen_container_log import reopen_container_log
+from zos_cri.cri.restore_pod import restore_pod
 from zos_cri.cri.run_pod_sandbox import run_pod_sandbox
 from zos_cri.cri.runtime_config import runtime_config
 from zos_cri.cri.start_container import start_container
@@ -78,6 +81,9 @@ RUNTIME: Final[Mapping[str, Callable[[Services, Any], Awaitable[Any]]]] = {
     "Exec": exec_,
     "Attach": attach,
     "PortForward": port_forward,
+    "CheckpointContainer": checkpoint_container,
+    "CheckpointPod": checkpoint_pod,
+    "RestorePod": restore_pod,
     "ContainerStats": container_stats,
     "ListContainerStats": list_container_stats,
     "PodSandboxStats": pod_sandbox_stats,

@@ -28,7 +28,6 @@ from zos_cri.errors import (
     Unavailable,
     one_line,
 )
-from zos_cri.failpoints import step
 from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind, get_log
 from zos_cri.oci import sysctls
@@ -87,7 +86,7 @@ class Sandboxes:
         self.table = table
         self._containers = containers
         self._shims = shims
-        self.warm = warm
+        self._warm = warm
         self._handlers = handlers
         self._default_handler = default_handler
         self._network = network
@@ -162,8 +161,8 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
-        with self.warm.making():
-            id_ = self.warm.take(handler) or secrets.token_hex(32)
+        with self._warm.making():
+            id_ = self._warm.take(handler) or secrets.token_hex(32)
             try:
                 meta = self._meta(id_, name, config, encoded, handler)
                 # What is wrong with it is said before anything is made, and never when it is
@@ -172,7 +171,7 @@ class Sandboxes:
                 parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
                 await self.table.insert(meta, SandboxStatus())
             except BaseException:
-                self.warm.give_back(id_)
+                self._warm.give_back(id_)
                 raise
             with bind(pod=id_):
                 await self._create(meta, config, parameters)
@@ -204,7 +203,7 @@ class Sandboxes:
         try:
             ips, _, _ = await _all(
                 self._connect(meta, config, parameters),
-                self._timed("files", self._make_files(meta, config)),
+                self._timed("files", blocking.call(self.files(meta.id).create, config)),
                 self._timed("shim", self._start_shim(meta)),
             )
             if meta.shared_pid:
@@ -222,17 +221,12 @@ class Sandboxes:
         self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
     ) -> tuple[str, ...]:
         with self._metrics.stage("run_pod_sandbox", "netns"):
-            async with step("netns.pin"):
-                await pin(meta, config, parameters)
+            await pin(meta, config, parameters)
         if not meta.netns:
             return ()
         with self._metrics.stage("run_pod_sandbox", "cni"):
             result = await self._network.add(pod_network(meta, config))
         return result.ips
-
-    async def _make_files(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None:
-        async with step("sandbox.files"):
-            await blocking.call(self.files(meta.id).create, config)
 
     async def _start_shim(self, meta: SandboxMeta) -> None:
         await self._shims.start(meta.id, self._handlers[meta.handler], timeout=SHIM_TIMEOUT)
@@ -328,8 +322,7 @@ class Sandboxes:
         await self._stop_containers(meta)
         await _all(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
-            async with step("sandbox.remove"):
-                await blocking.call(self.files(meta.id).remove)
+            await blocking.call(self.files(meta.id).remove)
 
     async def _release_shim(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "shim"):
@@ -351,8 +344,7 @@ class Sandboxes:
                 )
         with self._metrics.stage("stop_pod_sandbox", "netns"):
             for path in pins(meta).values():
-                async with step("netns.unpin"):
-                    await namespaces.unpin(path)
+                await namespaces.unpin(path)
         await self.table.update(
             meta.id, lambda s: msgspec.structs.replace(s, network_released=True, ips=())
         )

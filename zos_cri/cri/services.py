@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.config import Config
+    from zos_cri.cri.checkpoints import Checkpoints
     from zos_cri.cri.creation import Creation
     from zos_cri.cri.events import Events
     from zos_cri.cri.output import Output
@@ -49,3 +50,4 @@ class Services:
     streaming: StreamingServer
     stats: Statistics
     events: Events
+    checkpoints: Checkpoints

@@ -108,25 +108,7 @@ def make(
         tar.extractall(staging)
     os.chmod(staging, 0o755)
     usage = tree_usage(os.fsencode(staging))
-    config = _config(diff_id)
-    blob = Blob(diff_id, len(archive), MEDIA_OCI_LAYER)
-    manifest = _manifest(config, blob)
-    digest = _digest(manifest)
-    return NewImage(
-        id=_digest(config),
-        config=config,
-        manifest_digest=digest,
-        manifest_type=MEDIA_OCI_MANIFEST,
-        manifest=manifest,
-        chain_ids=(diff_id,),
-        layers=(NewLayer(diff_id, diff_id, "", str(staging), usage.bytes, usage.inodes),),
-        blobs=(blob,),
-        names=(NAME, f"{NAME.rpartition(':')[0]}@{digest}"),
-    )
-
-
-def _config(diff_id: str) -> bytes:
-    return _json(
+    config = _json(
         {
             "architecture": go_architecture(os.uname().machine),
             "config": {
@@ -140,10 +122,8 @@ def _config(diff_id: str) -> bytes:
             "rootfs": {"diff_ids": [diff_id], "type": "layers"},
         }
     )
-
-
-def _manifest(config: bytes, layer: Blob) -> bytes:
-    return _json(
+    blob = Blob(diff_id, len(archive), MEDIA_OCI_LAYER)
+    manifest = _json(
         {
             "schemaVersion": 2,
             "mediaType": MEDIA_OCI_MANIFEST,
@@ -152,8 +132,20 @@ def _manifest(config: bytes, layer: Blob) -> bytes:
                 "digest": _digest(config),
                 "size": len(config),
             },
-            "layers": [{"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}],
+            "layers": [{"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}],
         }
+    )
+    digest = _digest(manifest)
+    return NewImage(
+        id=_digest(config),
+        config=config,
+        manifest_digest=digest,
+        manifest_type=MEDIA_OCI_MANIFEST,
+        manifest=manifest,
+        chain_ids=(diff_id,),
+        layers=(NewLayer(diff_id, diff_id, "", str(staging), usage.bytes, usage.inodes),),
+        blobs=(blob,),
+        names=(NAME, f"{NAME.rpartition(':')[0]}@{digest}"),
     )
 
 

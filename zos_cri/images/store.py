@@ -197,6 +197,14 @@ class ImageStore(Core):
             raise NotFound(f"image {image_id}: not here")
         return image
 
+    def layer_paths(self, image_id: str) -> tuple[Path, ...]:
+        """The directories of an image's layers, the base layer's first.
+
+        Raises:
+            NotFound: no such image.
+        """
+        return self._layer_paths(self._image(image_id).chain_ids)
+
     def _layer_paths(self, chain_ids: Iterable[str]) -> tuple[Path, ...]:
         layers = self.catalog.layers
         return tuple(self.layout.layer(layers[chain_id].n) for chain_id in chain_ids)

@@ -66,7 +66,7 @@ class _Worker:
             self._stderr = stack.enter_context(os.fdopen(err, "rb", buffering=0))
             self.process = await spawn.start(
                 [sys.executable, "-P", "-m", "zos_cri.images.worker"],
-                env=_environment(),
+                env=environment(),
                 stdin=end.fileno(),
                 stdout=end.fileno(),
                 stderr=err,
@@ -117,7 +117,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
         return b""
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours (proxies!), with our own package to be found wherever it was imported from."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = os.environ.get("PYTHONPATH", "")

@@ -23,7 +23,6 @@ from zos_cri.errors import (
     NotFound,
     one_line,
 )
-from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
@@ -147,8 +146,7 @@ class Containers:
         await self.table.insert(meta, ContainerStatus())
         try:
             with self._metrics.stage("create_container", "bundle"):
-                async with step("bundle.write"):
-                    await blocking.call(_write_bundle, self._bundle_dir, new)
+                await blocking.call(_write_bundle, self._bundle_dir, new)
             await self._advance(meta.id, ContainerEvent.CREATED)
         except BaseException:
             await blocking.call(bundles.remove, Path(meta.bundle))
@@ -185,12 +183,7 @@ class Containers:
         self._publish(ContainerEventKind.STARTED, self.table.find(id_))
 
     async def _start_task(self, meta: ContainerMeta) -> None:
-        handler = self._handlers.get(meta.handler)
-        if handler is None:
-            raise FailedPrecondition(
-                f'container {meta.id}: its runtime handler "{meta.handler}" is not configured any'
-                " more"
-            )
+        handler = self._handlers[meta.handler]
         with self._metrics.stage("start_container", "shim"):
             shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
         with self._metrics.stage("start_container", "create"):
@@ -202,13 +195,16 @@ class Containers:
                 stdin=meta.stdio.stdin,
                 stdout=meta.stdio.stdout,
                 stderr=meta.stdio.stderr,
-                options=shim.handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
+                options=handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
+                checkpoint=meta.checkpoint,
                 timeout=CREATE_TIMEOUT,
             )
         # Wait is asked before the start, so that no exit can fall between the two.
         self.exits.watch(meta.id, shim)
         with self._metrics.stage("start_container", "start"):
-            await shim.task.start(meta.id, timeout=START_TIMEOUT)
+            # A checkpoint is read only now, and its first process is known only afterwards.
+            timeout = CREATE_TIMEOUT if meta.checkpoint else START_TIMEOUT
+            pid = await shim.task.start(meta.id, timeout=timeout) or pid
         await self.table.update(
             meta.id,
             lambda status: msgspec.structs.replace(
@@ -412,8 +408,7 @@ class Containers:
         with self._metrics.stage("remove_container", "bundle"):
             if meta.id == meta.group:
                 await self._shims.stop(meta.group)
-            async with step("bundle.remove"):
-                await blocking.call(bundles.remove, Path(meta.bundle))
+            await blocking.call(bundles.remove, Path(meta.bundle))
         owner = self.owner(meta.owner)
         if owner is not None:
             await owner.removed(meta)

@@ -102,12 +102,23 @@ async def _recover_task(
         await exits.delete_task(record.meta, shim, kill=True)
         await _undo_start(containers, record)
         return
+    if state.status in (TaskStatus.PAUSED, TaskStatus.PAUSING):
+        await _unpause(id_, shim)
     await _running(containers, record, pid=state.pid)
     if state.status is TaskStatus.STOPPED:
         exits.handle(id_, Exit(state.exit_status, state.exited_at_ns), shim)
     else:
         exits.watch(id_, shim)
     exits.started(id_)
+
+
+async def _unpause(id_: str, shim: Shim) -> None:
+    """Nobody but a server that was capturing the container has paused it, and that one is gone."""
+    _log.warning("paused container goes on", container=id_)
+    try:
+        await shim.task.resume(id_)
+    except Error as error:
+        _log.error("container stays paused", container=id_, error=one_line(error))
 
 
 async def _undo_start(containers: Containers, record: ContainerRecord) -> None:

@@ -26,6 +26,7 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
         kill_all: it has no pid namespace of its own, so ending its init ends nothing else.
         owner: the layer above that `Containers.own` knows, "" for none.
         extra: that layer's own metadata.
+        checkpoint: the directory of CRIU's images that it is started from, "" for a new process.
     """
 
     id: str
@@ -45,6 +46,7 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     owner: str = ""
     extra: bytes = b""
+    checkpoint: str = ""
     created_at: int = 0  # ns since the epoch; 0 = now
 
     def meta(self, bundle: str) -> ContainerMeta:
@@ -68,6 +70,7 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
             tags=self.tags,
             owner=self.owner,
             extra=self.extra,
+            checkpoint=self.checkpoint,
         )
 
 

@@ -51,6 +51,7 @@ class ContainerMeta(msgspec.Struct, frozen=True, kw_only=True):
     root_gid: int = 0
     owner: str = ""  # the layer above that made it ("cri"), "" for the module's own callers
     extra: bytes = b""  # that layer's own metadata, opaque here
+    checkpoint: str = ""  # CRIU's images that it is started from, "" for a new process
     version: int = VERSION
 
 

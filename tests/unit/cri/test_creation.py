@@ -11,8 +11,10 @@ from tests.fakes.images import BUSYBOX, FakeImages, FakeOutput
 from tests.fakes.pods import pod_config
 from tests.fakes.shim import until
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.checkpoint.criu import Criu
 from zos_cri.cri.cdi import CdiSpecs
-from zos_cri.cri.creation import Creation, image_volumes, log_file
+from zos_cri.cri.creation import Creation
+from zos_cri.cri.restores import Restores
 from zos_cri.cri.views import Views
 from zos_cri.errors import (
     AlreadyExists,
@@ -46,6 +48,7 @@ class Maker:
             host=HostFacts(),
             metrics=bench.metrics,
             cdi=CdiSpecs(()),
+            restores=Restores(images=self.images, criu=Criu(), directory=bench.directory / "cp"),
         )
         self.pod = ""
 
@@ -237,22 +240,6 @@ def with_volumes(*paths):
     return msgspec.structs.replace(BUSYBOX, config=config)
 
 
-@pytest.mark.parametrize(
-    ("named", "mounted", "result"),
-    [
-        ("/data", "/other", "/data"),
-        ("data/", "/", "/data"),
-        ("//a/../data/.", "", "/data"),
-        ("/data", "/data/", ""),
-        ("/data/", "//data", ""),
-        ("/data", "/data/sub", "/data"),
-    ],
-)
-def test_the_images_volumes_but_those_that_are_mounted(named, mounted, result):
-    config = container_config(mounts=[pb.Mount(container_path=mounted, host_path="/tmp")])
-    assert image_volumes(config, with_volumes(named)) == ((result,) if result else ())
-
-
 async def test_volumes_are_bound_with_the_images_owners(maker, bench):
     maker.images.image = with_volumes("/data", "/data/", "/etc/hosts")
     id_ = await maker.create()
@@ -262,23 +249,3 @@ async def test_volumes_are_bound_with_the_images_owners(maker, bench):
     assert "rw" in volume["options"]
     (hosts,) = [m for m in spec["mounts"] if m["destination"] == "/etc/hosts"]
     assert not hosts["source"].startswith("/volumes")
-
-
-@pytest.mark.parametrize(
-    ("directory", "path", "result"),
-    [
-        ("/var/log", "a/0.log", "/var/log/a/0.log"),
-        ("", "a.log", ""),
-        ("/var/log", "", ""),
-    ],
-)
-def test_log_files(directory, path, result):
-    assert log_file(directory, path) == result
-
-
-@pytest.mark.parametrize(
-    ("directory", "path"), [("/var", "../x"), ("/var", "a/../../x"), ("/var", "/x"), ("var", "x")]
-)
-def test_log_files_that_lead_elsewhere(directory, path):
-    with pytest.raises(InvalidArgument):
-        log_file(directory, path)
