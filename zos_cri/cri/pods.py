@@ -129,6 +129,7 @@ class PodFiles:
         resolver = resolv_conf(config.dns_config)
         if not config.HasField("dns_config") or not resolver:
             resolver = _host_file("/etc/resolv.conf")
+        uid, gid = userns.root_of(userns.of_pod(config))
         for path, text in (
             (self.resolv_conf, resolver),
             (self.hosts, _host_file("/etc/hosts")),
@@ -136,9 +137,11 @@ class PodFiles:
         ):
             path.write_text(text)
             path.chmod(0o644)
+            if (uid, gid) != userns.HOST_ROOT:
+                # No id-mapped mounts: /run is a tmpfs, which has them only since Linux 6.3.
+                os.chown(path, uid, gid)
         if not pod_plan(config).host_ipc:
             self._shm.mkdir(exist_ok=True, mode=0o1777)
-            uid, gid = userns.root_of(userns.of_pod(config))
             options = (*SHM_OPTIONS, f"uid={uid}", f"gid={gid}")
             mount(Mount(type="tmpfs", source="shm", options=options), str(self._shm))
 

@@ -70,21 +70,23 @@ class MountPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pod_mounts(files: PodFiles, *, readonly: bool) -> tuple[BindMount, ...]:
-    """The pod's files as mounts; /etc's are read only where the root file system is."""
+    """The pod's files as mounts; /etc's are read only where the root file system is.
+
+    They belong to the pod's root on the host already, and need no id mapping.
+    """
     etc = (
         ("/etc/hosts", files.hosts),
         ("/etc/hostname", files.hostname),
         ("/etc/resolv.conf", files.resolv_conf),
     )
     result = [
-        BindMount(source=source, target=target, readonly=readonly, id_mapped=True)
+        BindMount(source=source, target=target, readonly=readonly)
         for target, source in etc
         if source
     ]
     if files.shm:
         # What isn't said again is taken away when a runtime makes a bind mount writable (runc 1.2).
         sealed = ("nosuid", "nodev") if files.shm == "/dev/shm" else ("nosuid", "nodev", "noexec")
-        # It starts empty: the mapping, which tmpfs has only since Linux 6.3, isn't needed.
         result.append(BindMount(source=files.shm, target="/dev/shm", options=sealed))
     return tuple(result)
 

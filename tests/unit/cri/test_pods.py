@@ -78,6 +78,20 @@ def test_without_a_resolver_configuration_it_is_the_hosts(tmp_path):
 
 
 @pytest.mark.root
+def test_the_files_belong_to_the_pods_root(tmp_path):
+    files = PodFiles(tmp_path / "pod")
+    ids = [pb.IDMapping(host_id=70_000, length=65_536)]
+    config = pod_config(host=True)
+    options = config.linux.security_context.namespace_options
+    options.userns_options.CopyFrom(pb.UserNamespace(uids=ids, gids=ids))
+    options.pid = options.ipc = pb.NamespaceMode.POD
+    files.create(config)
+    for path in (files.hosts, files.hostname, files.resolv_conf, files.directory / "shm"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (70_000, 70_000)
+    files.remove()
+
+
+@pytest.mark.root
 def test_a_mount_that_nobody_expects_goes_too(tmp_path):
     files = PodFiles(tmp_path / "pod")
     files.create(pb.PodSandboxConfig())

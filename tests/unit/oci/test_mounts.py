@@ -199,10 +199,11 @@ def test_files_that_a_pod_does_not_have() -> None:
     assert mounts.pod_mounts(mounts.PodFiles(), readonly=False) == ()
 
 
-def test_the_pods_mapping_is_for_its_files_but_not_for_its_shm() -> None:
+def test_the_pods_mapping_is_for_what_asks_for_it_and_not_for_the_pods_files() -> None:
+    volume = mounts.BindMount(source="/v", target="/data", id_mapped=True)
     own = mounts.pod_mounts(mounts.PodFiles(hosts="/h", shm="/s"), readonly=False)
-    made = plan(extra=own, pod=MAPPED, id_mapped_mounts=True).mounts
-    assert [("uidMappings" in entry) for entry in made] == [True, False]
+    made = plan(extra=(volume, *own), pod=MAPPED, id_mapped_mounts=True).mounts
+    assert [("uidMappings" in entry) for entry in made] == [True, False, False]
 
 
 def test_of_two_mounts_at_one_place_the_later_counts() -> None:
