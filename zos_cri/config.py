@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
+from zos_cri import failpoints
 from zos_cri.config_handlers import BlockIoEntry, HandlerConfig, block_io, check, shim_handler
 from zos_cri.errors import InvalidArgument
 from zos_cri.log import FORMATS, LEVELS
@@ -41,6 +42,8 @@ class ServerConfig(_Section, frozen=True):
     state: str = "/var/lib/zos-cri"
     run: str = "/run/zos-cri"
     logs: str = "/var/log"  # the module's <ns>/<name>.log
+    # turned on for the whole host at start; stays on until the host is restarted
+    favordynmods: bool = False
     # "" = no metrics; a port of 0 takes any free one
     metrics: str = "127.0.0.1:9474"
 
@@ -127,6 +130,7 @@ class Config(_Section, frozen=True):
     exec: ExecConfig = ExecConfig()
     stats: StatsConfig = StatsConfig()
     init: str = "catatonit"  # holds the pid namespace of pods that share one: a name or a path
+    failpoints: dict[str, str] = {}  # for tests of faults: point → what happens there
     default_handler: str = "runc"
     handlers: dict[str, HandlerConfig] = msgspec.field(
         default_factory=lambda: {"runc": HandlerConfig()}
@@ -187,6 +191,11 @@ def parse(text: bytes, name: str) -> Config:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InvalidArgument(f"{name}: {error}") from error
     _check(config, name)
+    try:
+        for point, action in config.failpoints.items():
+            failpoints.parse(point, action)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from None
     return config
 
 

@@ -255,3 +255,36 @@ def test_a_containers_life_under_every_runtime(everything: Server, pair: Pair) -
         assert " hello\n" in (node.logs / "pod/main.log").read_text()
     node.remove_pods()
     assert node.leftovers() == []
+
+
+def test_a_handlers_settings_change_under_a_pod(tmp_path: Path) -> None:
+    """The pod goes on with the runtime that it was made with; a new pod has the new one."""
+    calls = tmp_path / "calls"
+    wrapper = tmp_path / "wrapper"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {calls}\nexec {UPSTREAM.runtime} "$@"\n')
+    wrapper.chmod(0o755)
+    with serving(UPSTREAM, extra=OTHER) as node:
+        with node.cri() as cri:
+            pod = node.run_pod(cri)
+            gone = node.run_pod(cri, "gone", handler="other")
+        text = node.config.read_text().replace(OTHER, "")
+        node.config.write_text(text.replace(UPSTREAM.runtime, str(wrapper)))
+        node.restart()
+        with node.cri() as cri:
+            node.run_container(cri, pod)
+            assert not [line for line in calls.read_text().splitlines() if " create " in line]
+            new = node.run_container(cri, node.run_pod(cri, "new"))
+            assert [line for line in calls.read_text().splitlines() if line.endswith(new)]
+            with pytest.raises(grpc.RpcError) as error:
+                node.run_container(cri, gone)
+            assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert '"other" is not configured any more' in str(error.value.details())
+        node.remove_pods()
+        assert node.leftovers() == []
+
+
+OTHER = f"""
+[handlers.other]
+shim = "{UPSTREAM.shim}"
+runtime = "{UPSTREAM.runtime}"
+"""

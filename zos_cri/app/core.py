@@ -11,7 +11,7 @@ from zos_cri.config import Config, handlers, warm_shims
 from zos_cri.cri import facts
 from zos_cri.host import host_facts, with_default_profile
 from zos_cri.images.store import ImageStore
-from zos_cri.linux import blocking
+from zos_cri.linux import blocking, dynmods
 from zos_cri.linux.cgroup import Cgroups
 from zos_cri.log import get_log
 from zos_cri.metrics import Metrics
@@ -61,6 +61,8 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     Raises:
         Error: something can't be had; `undo` ends what was begun.
     """
+    if config.server.favordynmods:
+        await dynmods.favor()
     cgroups = Cgroups()
     host = await with_default_profile(await host_facts(cgroups))
     metrics = Metrics()

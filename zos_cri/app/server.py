@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from zos_cri import __version__, reconcile
+from zos_cri import __version__, failpoints, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.listen import listen, watch
@@ -88,6 +88,7 @@ class App:
 
     async def _start(self) -> None:
         self._lock()
+        failpoints.arm(self._config.failpoints)
         undo = self._undo
         core = await build_core(self._config, undo)
         services = await build_services(core, undo)

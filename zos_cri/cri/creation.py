@@ -26,6 +26,7 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
 )
+from zos_cri.failpoints import step
 from zos_cri.linux import apparmor, blocking, selinux
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
@@ -185,16 +186,18 @@ class Creation:
         log_path = log_file(pod_config.log_directory, config.log_path)
         async with AsyncExitStack() as undo:
             with self._metrics.stage("create_container", "rootfs"):
-                rootfs = await self._images.prepare_rootfs(
-                    image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
-                )
-                undo.push_async_callback(self._images.release_rootfs, id_)
+                undo.push_async_callback(self._release_rootfs, id_)
+                async with step("rootfs.prepare"):
+                    rootfs = await self._images.prepare_rootfs(
+                        image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
+                    )
                 if checkpoint is not None:
                     await self._restores.apply(checkpoint, id_)
             with self._metrics.stage("create_container", "volumes"):
-                volumes = await self._images.prepare_volumes(
-                    image.id, id_, image_volumes(config, image)
-                )
+                async with step("rootfs.volumes"):
+                    volumes = await self._images.prepare_volumes(
+                        image.id, id_, image_volumes(config, image)
+                    )
             looks = await self._mount_facts(id_, sandbox, config, volume_images)
             spec = container_spec(
                 msgspec.structs.replace(
@@ -445,5 +448,9 @@ class Creation:
     async def removed(self, meta: ContainerMeta) -> None:
         if meta.checkpoint:
             await self._restores.forget(meta.id)
-        await asyncio.gather(self._output.detach(meta.id), self._images.release_rootfs(meta.id))
+        await asyncio.gather(self._output.detach(meta.id), self._release_rootfs(meta.id))
         self._views.forget(meta.id)
+
+    async def _release_rootfs(self, id_: str) -> None:
+        async with step("rootfs.release"):
+            await self._images.release_rootfs(id_)

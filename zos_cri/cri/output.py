@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import Error, one_line
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.store.model import Stdio
@@ -68,16 +69,18 @@ class Output:
         Raises:
             Error: the logger can't be had, or the log file can't be opened.
         """
-        await blocking.call(_make_fifos, meta.stdio)
-        await self._logger.attach(
-            meta.id,
-            log_path=log_path,
-            log_root=log_root,
-            stdout_fifo=meta.stdio.stdout,
-            stderr_fifo=meta.stdio.stderr,
-            max_line=self._max_line,
-            drop_after=self._drop_after,
-        )
+        async with step("log.fifos"):
+            await blocking.call(_make_fifos, meta.stdio)
+        async with step("log.attach"):
+            await self._logger.attach(
+                meta.id,
+                log_path=log_path,
+                log_root=log_root,
+                stdout_fifo=meta.stdio.stdout,
+                stderr_fifo=meta.stdio.stderr,
+                max_line=self._max_line,
+                drop_after=self._drop_after,
+            )
 
     async def tap(self, id_: str, streams: Sequence[str]) -> dict[str, int]:
         """What a running container writes from now on: descriptors to read, by stream.
@@ -109,13 +112,15 @@ class Output:
     async def finish(self, id_: str) -> None:
         """Waits until all output is written, `drain_timeout` at most; never raises."""
         try:
-            await self._logger.finish(id_, timeout=self._drain_timeout)
+            async with step("log.finish"):
+                await self._logger.finish(id_, timeout=self._drain_timeout)
         except Error as error:
             _log.warning("log not finished", container=id_, error=one_line(error))
 
     async def detach(self, id_: str) -> None:
         """Lets the logger forget a container, and removes its FIFOs. Idempotent."""
-        await self._logger.detach(id_)
+        async with step("log.detach"):
+            await self._logger.detach(id_)
         await blocking.call(_remove_fifos, self._directory / id_)
 
 

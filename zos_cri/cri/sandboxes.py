@@ -28,6 +28,7 @@ from zos_cri.errors import (
     Unavailable,
     one_line,
 )
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind, get_log
 from zos_cri.oci import sysctls
@@ -86,7 +87,7 @@ class Sandboxes:
         self.table = table
         self._containers = containers
         self._shims = shims
-        self._warm = warm
+        self.warm = warm
         self._handlers = handlers
         self._default_handler = default_handler
         self._network = network
@@ -161,8 +162,8 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
-        with self._warm.making():
-            id_ = self._warm.take(handler) or secrets.token_hex(32)
+        with self.warm.making():
+            id_ = self.warm.take(handler) or secrets.token_hex(32)
             try:
                 meta = self._meta(id_, name, config, encoded, handler)
                 # What is wrong with it is said before anything is made, and never when it is
@@ -171,7 +172,7 @@ class Sandboxes:
                 parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
                 await self.table.insert(meta, SandboxStatus())
             except BaseException:
-                self._warm.give_back(id_)
+                self.warm.give_back(id_)
                 raise
             with bind(pod=id_):
                 await self._create(meta, config, parameters)
@@ -203,7 +204,7 @@ class Sandboxes:
         try:
             ips, _, _ = await _all(
                 self._connect(meta, config, parameters),
-                self._timed("files", blocking.call(self.files(meta.id).create, config)),
+                self._timed("files", self._make_files(meta, config)),
                 self._timed("shim", self._start_shim(meta)),
             )
             if meta.shared_pid:
@@ -221,12 +222,17 @@ class Sandboxes:
         self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
     ) -> tuple[str, ...]:
         with self._metrics.stage("run_pod_sandbox", "netns"):
-            await pin(meta, config, parameters)
+            async with step("netns.pin"):
+                await pin(meta, config, parameters)
         if not meta.netns:
             return ()
         with self._metrics.stage("run_pod_sandbox", "cni"):
             result = await self._network.add(pod_network(meta, config))
         return result.ips
+
+    async def _make_files(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None:
+        async with step("sandbox.files"):
+            await blocking.call(self.files(meta.id).create, config)
 
     async def _start_shim(self, meta: SandboxMeta) -> None:
         await self._shims.start(meta.id, self._handlers[meta.handler], timeout=SHIM_TIMEOUT)
@@ -322,7 +328,8 @@ class Sandboxes:
         await self._stop_containers(meta)
         await _all(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
-            await blocking.call(self.files(meta.id).remove)
+            async with step("sandbox.remove"):
+                await blocking.call(self.files(meta.id).remove)
 
     async def _release_shim(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "shim"):
@@ -344,7 +351,8 @@ class Sandboxes:
                 )
         with self._metrics.stage("stop_pod_sandbox", "netns"):
             for path in pins(meta).values():
-                await namespaces.unpin(path)
+                async with step("netns.unpin"):
+                    await namespaces.unpin(path)
         await self.table.update(
             meta.id, lambda s: msgspec.structs.replace(s, network_released=True, ips=())
         )

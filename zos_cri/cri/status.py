@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.linux import dynmods
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -28,7 +29,7 @@ async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResp
                 ),
             ]
         ),
-        info=_info(services) if request.verbose else {},
+        info=await _info(services) if request.verbose else {},
         runtime_handlers=_handlers(services),
         features=pb.RuntimeFeatures(
             supplemental_groups_policy=True,
@@ -46,7 +47,7 @@ def _handlers(services: Services) -> list[pb.RuntimeHandler]:
     return [pb.RuntimeHandler(name="", features=features[default]), *named]
 
 
-def _info(services: Services) -> dict[str, str]:
+async def _info(services: Services) -> dict[str, str]:
     network = services.network.status()
     return {
         "config": msgspec.json.encode(services.config).decode(),
@@ -57,5 +58,9 @@ def _info(services: Services) -> dict[str, str]:
                 "containers": len(services.containers.table),
             }
         ),
+        "cgroups": json.dumps(
+            {"mode": services.cgroups.mode, "favordynmods": await dynmods.favored()}
+        ),
+        "warmShims": json.dumps(services.sandboxes.warm.count()),
         "recovered": json.dumps(services.containers.recovered.is_set()),
     }

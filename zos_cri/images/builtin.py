@@ -108,7 +108,25 @@ def make(
         tar.extractall(staging)
     os.chmod(staging, 0o755)
     usage = tree_usage(os.fsencode(staging))
-    config = _json(
+    config = _config(diff_id)
+    blob = Blob(diff_id, len(archive), MEDIA_OCI_LAYER)
+    manifest = _manifest(config, blob)
+    digest = _digest(manifest)
+    return NewImage(
+        id=_digest(config),
+        config=config,
+        manifest_digest=digest,
+        manifest_type=MEDIA_OCI_MANIFEST,
+        manifest=manifest,
+        chain_ids=(diff_id,),
+        layers=(NewLayer(diff_id, diff_id, "", str(staging), usage.bytes, usage.inodes),),
+        blobs=(blob,),
+        names=(NAME, f"{NAME.rpartition(':')[0]}@{digest}"),
+    )
+
+
+def _config(diff_id: str) -> bytes:
+    return _json(
         {
             "architecture": go_architecture(os.uname().machine),
             "config": {
@@ -122,8 +140,10 @@ def make(
             "rootfs": {"diff_ids": [diff_id], "type": "layers"},
         }
     )
-    blob = Blob(diff_id, len(archive), MEDIA_OCI_LAYER)
-    manifest = _json(
+
+
+def _manifest(config: bytes, layer: Blob) -> bytes:
+    return _json(
         {
             "schemaVersion": 2,
             "mediaType": MEDIA_OCI_MANIFEST,
@@ -132,20 +152,8 @@ def make(
                 "digest": _digest(config),
                 "size": len(config),
             },
-            "layers": [{"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size}],
+            "layers": [{"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}],
         }
-    )
-    digest = _digest(manifest)
-    return NewImage(
-        id=_digest(config),
-        config=config,
-        manifest_digest=digest,
-        manifest_type=MEDIA_OCI_MANIFEST,
-        manifest=manifest,
-        chain_ids=(diff_id,),
-        layers=(NewLayer(diff_id, diff_id, "", str(staging), usage.bytes, usage.inodes),),
-        blobs=(blob,),
-        names=(NAME, f"{NAME.rpartition(':')[0]}@{digest}"),
     )
 
 

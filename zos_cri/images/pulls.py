@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from zos_cri.errors import Cancelled, DeadlineExceeded, FailedPrecondition, InvalidArgument
+from zos_cri.failpoints import step
 from zos_cri.images import workers
 from zos_cri.images.jobs import (
     Fetching,
@@ -188,9 +189,12 @@ class Pulls:
                 "layers": await holder.lease_all(str(staging)),
                 "fetching": self._fetching,
             }
-            staging.mkdir(mode=0o700)
-            done = await workers.run(make(common), pull.listener(holder, str(staging)))
-            made = [(await holder.commit(image)).id for image in done.images]
+            async with step("pull.stage"):
+                staging.mkdir(mode=0o700)
+            async with step("pull.fetch"):
+                done = await workers.run(make(common), pull.listener(holder, str(staging)))
+            async with step("pull.commit"):
+                made = [(await holder.commit(image)).id for image in done.images]
             return done, tuple(made)
         except asyncio.CancelledError:
             drop = True

@@ -23,6 +23,7 @@ from zos_cri.errors import (
     NotFound,
     one_line,
 )
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
@@ -146,7 +147,8 @@ class Containers:
         await self.table.insert(meta, ContainerStatus())
         try:
             with self._metrics.stage("create_container", "bundle"):
-                await blocking.call(_write_bundle, self._bundle_dir, new)
+                async with step("bundle.write"):
+                    await blocking.call(_write_bundle, self._bundle_dir, new)
             await self._advance(meta.id, ContainerEvent.CREATED)
         except BaseException:
             await blocking.call(bundles.remove, Path(meta.bundle))
@@ -183,7 +185,12 @@ class Containers:
         self._publish(ContainerEventKind.STARTED, self.table.find(id_))
 
     async def _start_task(self, meta: ContainerMeta) -> None:
-        handler = self._handlers[meta.handler]
+        handler = self._handlers.get(meta.handler)
+        if handler is None:
+            raise FailedPrecondition(
+                f'container {meta.id}: its runtime handler "{meta.handler}" is not configured any'
+                " more"
+            )
         with self._metrics.stage("start_container", "shim"):
             shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
         with self._metrics.stage("start_container", "create"):
@@ -195,7 +202,7 @@ class Containers:
                 stdin=meta.stdio.stdin,
                 stdout=meta.stdio.stdout,
                 stderr=meta.stdio.stderr,
-                options=handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
+                options=shim.handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
                 checkpoint=meta.checkpoint,
                 timeout=CREATE_TIMEOUT,
             )
@@ -408,7 +415,8 @@ class Containers:
         with self._metrics.stage("remove_container", "bundle"):
             if meta.id == meta.group:
                 await self._shims.stop(meta.group)
-            await blocking.call(bundles.remove, Path(meta.bundle))
+            async with step("bundle.remove"):
+                await blocking.call(bundles.remove, Path(meta.bundle))
         owner = self.owner(meta.owner)
         if owner is not None:
             await owner.removed(meta)

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from zos_cri.errors import DeadlineExceeded, NotFound
+from zos_cri.failpoints import step
 
 if TYPE_CHECKING:
     from zos_cri.module.exits import Exits
@@ -55,8 +56,9 @@ class Ending:
         exits = self._exits
         try:
             if exits.kill_at(id_) > time.monotonic():
-                if not self._direct(stop_signal):
-                    await self._by_runtime(stop_signal)
+                async with step("task.signal"):
+                    if not self._direct(stop_signal):
+                        await self._by_runtime(stop_signal)
                 while (left := exits.kill_at(id_) - time.monotonic()) > 0:
                     if await exits.wait(id_, timeout=left):
                         return
@@ -66,7 +68,9 @@ class Ending:
 
     async def _kill(self) -> None:
         everyone = self._meta.kill_all
-        if not everyone and self._direct(signal.SIGKILL) and await self._gone(DIRECT_GRACE):
+        async with step("task.signal"):
+            direct = not everyone and self._direct(signal.SIGKILL)
+        if direct and await self._gone(DIRECT_GRACE):
             return
         await self._by_runtime(signal.SIGKILL, everyone=everyone)
         if not await self._gone(KILL_TIMEOUT):

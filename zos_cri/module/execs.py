@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.oomscore import follow_oom_score_adj
 from zos_cri.log import get_log
@@ -75,7 +76,8 @@ class Exec:
             Error: the shim or the runtime failed.
         """
         self._with_stdin = "stdin" in streams
-        paths = self._open(streams)
+        async with step("exec.fifos"):
+            paths = self._open(streams)
         task = self._shim.task
         await task.exec(
             self.container,
@@ -159,7 +161,8 @@ class Exec:
     async def aclose(self) -> None:
         """Ends it where it runs, and removes what there is of it. May be called again."""
         await self._end_start()
-        self.kill()
+        async with step("exec.kill"):
+            self.kill()
         if self._wait is not None:
             done, _ = await asyncio.wait((self._wait,), timeout=KILL_TIMEOUT)
             if not done:
@@ -196,7 +199,8 @@ class Exec:
                     exec=self.id,
                     error=one_line(error),
                 )
-        _remove_fifos(self._directory)
+        async with step("exec.remove"):
+            _remove_fifos(self._directory)
 
     async def _end_start(self) -> None:
         """Lets a start come to its end (it has a deadline): only then it is known what to kill."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from zos_cri.errors import DataLoss, Error, FailedPrecondition, Internal, ResourceExhausted
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking, namespaces
 from zos_cri.log import get_log
 from zos_cri.network import plugin as plugins_
@@ -84,9 +85,13 @@ class Chains:
         )
         for number, plugin in enumerate(network.plugins, start=1):
             attachment = msgspec.structs.replace(attachment, begun=number)
-            await self.on_disk(self._records.save, attachment)
+            async with step("cni.record"):
+                await self.on_disk(self._records.save, attachment)
             call = call_for("ADD", attachment, plugin, pod.netns)
-            out = await self._plugins.add(call, version=version, ifname=ifname, deadline=deadline)
+            async with step("cni.add"):
+                out = await self._plugins.add(
+                    call, version=version, ifname=ifname, deadline=deadline
+                )
             attachment = msgspec.structs.replace(attachment, result=out)
         return attachment
 
@@ -94,7 +99,8 @@ class Chains:
         """Writes into the records that the pod is attached to all its networks."""
         for attachment in attachments:
             done = msgspec.structs.replace(attachment, complete=True)
-            await self.on_disk(self._records.save, done)
+            async with step("cni.complete"):
+                await self.on_disk(self._records.save, done)
 
     async def check(self, attachment: Attachment, netns: str, deadline: float) -> None:
         """CHECK of all plugins; raises as `Plugins.run`."""
@@ -143,13 +149,15 @@ class Chains:
         for plugin in reversed(conf.plugins[: attachment.begun]):
             try:
                 call = call_for("DEL", attachment, plugin, netns)
-                await self._plugins.run(call, deadline=deadline)
+                async with step("cni.del"):
+                    await self._plugins.run(call, deadline=deadline)
             except PluginFailed as error:
                 if netns or not _says_gone(error):
                     raise
                 # An empty CNI_NETNS must not be an error, yet old plugins trip over it.
                 _log.warning("DEL without a namespace", pod=pod.id, error=error)
-        await self.on_disk(self._records.remove, attachment)
+        async with step("cni.forget"):
+            await self.on_disk(self._records.remove, attachment)
 
     def _readable(self, attachment: Attachment, pod: PodNetwork) -> tuple[Attachment, NetworkConf]:
         """The attachment with a configuration: the present one of that name for a damaged record.

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from zos_cri import errors
+from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.cgroup import Cgroups
 from zos_cri.linux.mount import mounts_below
@@ -146,7 +147,8 @@ class ShimManager:
                 raise errors.DeadlineExceeded(
                     f"shim for {group}: not started within {timeout:g} s"
                 ) from None
-        if shim.handler != handler:
+        # Another server may have had other settings for it: those that it was started with count.
+        if shim.handler.name != handler.name:
             raise errors.FailedPrecondition(
                 f"shim for {group}: runs with handler {shim.handler.name!r}, not {handler.name!r}"
             )
@@ -157,24 +159,26 @@ class ShimManager:
         binary = await blocking.call(find_binary_at, handler.shim, self._binary_path)
         record = Record(group=group, handler=handler, binary=binary)
         async with contextlib.AsyncExitStack() as undo:
-            path, created = await blocking.call(self._intend, record)
-            undo.push_async_callback(self._withdraw, path, created)
+            path = self.bundles / group
+            undo.push_async_callback(self._withdraw, path, not await blocking.call(path.exists))
+            async with step("shim.bundle"):
+                await blocking.call(self._intend, record)
             log = LogPump(path / bundle.LOG, group=group)
             undo.callback(log.close)
-            result = await self._launcher.start(group, path, binary, options)
-            undo.push_async_callback(self._launcher.kill, group, path, result.address)
-            shim = await self._adopt(record, path, log, result)
+            async with step("shim.start"):
+                result = await self._launcher.start(group, path, binary, options)
+                undo.push_async_callback(self._launcher.kill, group, path, result.address)
+            async with step("shim.adopt"):
+                shim = await self._adopt(record, path, log, result)
+                undo.push_async_callback(shim.close)
             undo.pop_all()
         self._watch(shim)
         _log.info("shim started", group=group, pid=shim.pid, version=shim.version, binary=binary)
         return shim
 
-    def _intend(self, record: Record) -> tuple[Path, bool]:
+    def _intend(self, record: Record) -> None:
         """Notes what is about to be started; blocks."""
-        path = self.bundles / record.group
-        created = not path.exists()
         bundle.create(self.bundles, record.group, group=record.group, record=record)
-        return path, created
 
     async def _withdraw(self, path: Path, created: bool) -> None:
         if created:
@@ -238,7 +242,10 @@ class ShimManager:
         async def delete(id_: str) -> None:
             try:
                 async with self._deletes:
-                    exits[id_] = await self._launcher.delete(id_, self.bundles / id_, record.binary)
+                    async with step("shim.delete"):
+                        exits[id_] = await self._launcher.delete(
+                            id_, self.bundles / id_, record.binary
+                        )
                     await self._remove_cgroup(id_)
             except (errors.Error, OSError) as error:
                 failures[id_] = errors.one_line(error)
@@ -326,7 +333,8 @@ class ShimManager:
                 if not record.pid:  # a second look: its `start` may have been only about to run
                     await self._launcher.kill(group, self.bundles / group)
                 await self._clean_up_remains(record)
-        await blocking.call(bundle.remove, self.bundles / group)
+        async with step("shim.remove"):
+            await blocking.call(bundle.remove, self.bundles / group)
 
     async def _end(self, shim: Shim) -> None:
         shim.stopping = True

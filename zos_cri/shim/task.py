@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from zos_cri import errors
 from zos_cri._pb import task_types_pb2, task_v3_pb2, types_pb2
+from zos_cri.failpoints import step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +41,16 @@ DELETE_TIMEOUT: Final = 30.0
 UPDATE_TIMEOUT: Final = 30.0
 CHECKPOINT_TIMEOUT: Final = 600.0  # writes the memory to disk
 SHUTDOWN_TIMEOUT: Final = 3.0
+
+# The calls that change something, as `failpoints` names them.
+_POINTS: Final = {
+    "Create": "task.create",
+    "Start": "task.start",
+    "Kill": "task.kill",
+    "Delete": "task.delete",
+    "Exec": "exec.add",
+    "Shutdown": "shim.shutdown",
+}
 
 
 class TaskStatus(enum.StrEnum):
@@ -121,17 +132,26 @@ class TaskClient:
         self, method: str, request: Message, kind: type[M], *, timeout: float | None
     ) -> M:
         payload = request.SerializeToString()
+        point = _POINTS.get(method)
+        if point is None:
+            data = await self._asked(method, payload, timeout)
+        else:
+            async with step(point):
+                data = await self._asked(method, payload, timeout)
         try:
-            data = await self._invoke(self.version, method, payload, timeout)
+            return kind.FromString(data)
+        except DecodeError as error:
+            raise errors.Internal(f"{method}: the answer isn't a {kind.__name__}") from error
+
+    async def _asked(self, method: str, payload: bytes, timeout: float | None) -> bytes:
+        try:
+            return await self._invoke(self.version, method, payload, timeout)
         except errors.Unimplemented:
             if self.version != 3:
                 raise
             data = await self._invoke(2, method, payload, timeout)
             self.version = 2
-        try:
-            return kind.FromString(data)
-        except DecodeError as error:
-            raise errors.Internal(f"{method}: the answer isn't a {kind.__name__}") from error
+            return data
 
     async def _invoke(
         self, version: int, method: str, payload: bytes, timeout: float | None

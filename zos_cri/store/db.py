@@ -24,6 +24,7 @@ from zos_cri.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from zos_cri.failpoints import step
 from zos_cri.log import get_log
 from zos_cri.store.model import (
     VERSION,
@@ -282,10 +283,11 @@ class Table(Generic[Meta, Status]):
             raise AlreadyExists(f'{self._name} "{key}" exists already, with id {holder}')
         self._ids[key] = meta.id
         try:
-            await self._db.execute(
-                f"INSERT INTO {self._name} VALUES (?, ?, ?)",
-                *(meta.id, msgspec.json.encode(meta), msgspec.json.encode(status)),
-            )
+            async with step("record.insert"):
+                await self._db.execute(
+                    f"INSERT INTO {self._name} VALUES (?, ?, ?)",
+                    *(meta.id, msgspec.json.encode(meta), msgspec.json.encode(status)),
+                )
         except BaseException:
             del self._ids[key]
             raise
@@ -307,10 +309,11 @@ class Table(Generic[Meta, Status]):
             record = self._records[id_]
             status = change(record.status)
             if status != record.status:
-                await self._db.execute(
-                    f"UPDATE {self._name} SET status = ? WHERE id = ?",
-                    *(msgspec.json.encode(status), id_),
-                )
+                async with step("record.update"):
+                    await self._db.execute(
+                        f"UPDATE {self._name} SET status = ? WHERE id = ?",
+                        *(msgspec.json.encode(status), id_),
+                    )
                 self._set(id_, Record(record.meta, status))
             return status
 
@@ -321,7 +324,8 @@ class Table(Generic[Meta, Status]):
     async def _delete(self, id_: str) -> None:
         with contextlib.suppress(NotFound):
             async with self._lock(id_):
-                await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
+                async with step("record.delete"):
+                    await self._db.execute(f"DELETE FROM {self._name} WHERE id = ?", id_)
                 self._ordered = []
                 del self._ids[self._key(self._records[id_].meta)]
                 del self._locks[id_]

@@ -141,6 +141,10 @@ async def test_starts_of_a_group_join(fixture: Fixture) -> None:
     other = msgspec.structs.replace(fixture.handler, name="other")
     with pytest.raises(errors.FailedPrecondition, match="runs with handler 'fake', not 'other'"):
         await fixture.manager.start(GROUP, other)
+    changed = msgspec.structs.replace(fixture.handler, runtime="another")
+    shim = await fixture.manager.start(GROUP, changed)
+    assert shim is first
+    assert shim.handler == fixture.handler  # a pod keeps what it was made with
 
 
 async def test_a_start_survives_its_caller(fixture: Fixture) -> None:
