@@ -20,6 +20,8 @@ RUN = {
     "Two commands": ("test_demo.py", "test_demo_ends_with_0_and_leaves_nothing"),
     "crictl": ("test_demo.py", "test_readme_crictl"),
     "The command line": ("test_demo.py", "test_readme_command_line"),
+    "The kubelet": ("../kubelet/test_readme.py", "test_readme_kubelet"),
+    "A cluster": ("../cluster/test_by_hand.py", "test_readme_cluster"),
     "Installing": ("test_package.py", "test_an_installed_package_is_complete"),
 }
 EXCEPTED = {
