@@ -83,6 +83,7 @@ def test_the_whole_life_of_a_pod(one: Server, stubs: dict[str, Any], tmp_path: P
         return call("ImageService", method, **fields)
 
     events = runtime("GetContainerEvents")
+    events.initial_metadata()  # it is subscribed
     for method in ("Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig"):
         runtime(method)
     spec = pb.ImageSpec(image=IMAGE)

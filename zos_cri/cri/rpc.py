@@ -64,7 +64,8 @@ class Rpcs:
 
         Args:
             unary: by method name, a function from the request to the response.
-            streams: by method name, a function from the request to the responses one by one.
+            streams: by method name, a function from the request to the responses one by one; None
+                among them tells the client that the stream is there (its headers are sent).
             reads: the methods that are answered from memory, also while the server recovers.
         """
         streams = streams or {}
@@ -110,7 +111,10 @@ class Rpcs:
                     # Closed with the call, so that a client that leaves frees what it reads from.
                     async with contextlib.aclosing(call(request)) as responses:
                         async for response in responses:
-                            yield response
+                            if response is None:
+                                await context.send_initial_metadata(())
+                            else:
+                                yield response
                     return
                 except Exception as error:
                     code = observed.failed(error)
