@@ -20,6 +20,7 @@ from zos_cri import __version__, failpoints, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.listen import listen, watch
+from zos_cri.app.reload import Reload
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.audit.present import Look
 from zos_cri.cri import checkpoints
@@ -32,6 +33,8 @@ from zos_cri.module import recovery
 from zos_cri.module.rootfs import DirectoryRootfs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from zos_cri.app.core import Core
     from zos_cri.config import Config
     from zos_cri.cri.services import Services
@@ -43,16 +46,22 @@ _log = get_log(__name__)
 class App:
     """The server. `start` it, then `stop` it, once."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, load: Callable[[], Config]) -> None:
+        """
+        Args:
+            load: reads the configuration anew, at SIGHUP.
+        """
         self._config = config
+        self._reload = Reload(config, load)
         self._undo = AsyncExitStack()
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT."""
+        """Serves until SIGTERM or SIGINT; SIGHUP has the configuration read again."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.take)
         await self.start()
         await self._stopping.wait()
         _log.info("stopping")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,27 +42,33 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
+    load = partial(_settings, arguments)
+    settings = load()
+    log.setup(level=settings.log.level, fmt=settings.log.format)
+    openfiles.raise_limit()
+    # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(settings, load))
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> Config:
+    """The configuration, with what the command line says over it."""
     settings = config.load(arguments.config)
     if arguments.no_logger:
         settings = replace(
             settings, container_log=replace(settings.container_log, start_logger=False)
         )
-    log.setup(
-        level=arguments.log_level or settings.log.level,
-        fmt=arguments.log_format or settings.log.format,
-    )
-    openfiles.raise_limit()
-    # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
-    return 0
+    level = arguments.log_level or settings.log.level
+    fmt = arguments.log_format or settings.log.format
+    return replace(settings, log=replace(settings.log, level=level, format=fmt))
 
 
-async def _serve(settings: Config) -> None:
+async def _serve(settings: Config, load: Callable[[], Config]) -> None:
     from zos_cri.app.server import App  # noqa: PLC0415 gRPC reads its environment when imported
 
-    await App(settings).run()
+    await App(settings, load).run()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
