@@ -15,7 +15,7 @@ from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.oomscore import follow_oom_score_adj
 from zos_cri.log import get_log
-from zos_cri.module.types import ExecResult
+from zos_cri.module.types import ContainerEventKind, ExecResult
 from zos_cri.shim import bundle as bundles
 from zos_cri.streaming.pipes import open_read_end, open_write_end, wait_for_reader
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
+    from zos_cri.module.types import ContainerNotice
     from zos_cri.shim.manager import Shim
 
 _log = get_log(__name__)
@@ -161,8 +162,11 @@ class Exec:
     async def aclose(self) -> None:
         """Ends it where it runs, and removes what there is of it. May be called again."""
         await self._end_start()
-        async with step("exec.kill"):
-            self.kill()
+        try:
+            async with step("exec.kill"):
+                self.kill()
+        except (Error, OSError) as error:
+            self._failed("exec not killed", error)
         if self._wait is not None:
             done, _ = await asyncio.wait((self._wait,), timeout=KILL_TIMEOUT)
             if not done:
@@ -193,14 +197,15 @@ class Exec:
             except NotFound:
                 pass
             except Error as error:
-                _log.warning(
-                    "exec not deleted",
-                    container=self.container,
-                    exec=self.id,
-                    error=one_line(error),
-                )
-        async with step("exec.remove"):
-            _remove_fifos(self._directory)
+                self._failed("exec not deleted", error)
+        try:
+            async with step("exec.remove"):
+                _remove_fifos(self._directory)
+        except (Error, OSError) as error:  # they go with the container
+            self._failed("exec's FIFOs not removed", error)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        _log.warning(what, container=self.container, exec=self.id, error=one_line(error))
 
     async def _end_start(self) -> None:
         """Lets a start come to its end (it has a deadline): only then it is known what to kill."""
@@ -237,6 +242,13 @@ class Execs:
         self._metrics = metrics
         self._drain_timeout = drain_timeout
         self._behind: set[asyncio.Task[None]] = set()
+        containers.subscribe(self._forget)
+
+    def _forget(self, notice: ContainerNotice) -> None:
+        """What could not be removed after an exec goes with its container."""
+        if notice.kind is ContainerEventKind.DELETED:
+            for directory in _directories(self._directory, notice.record.meta.id):
+                _remove_fifos(directory)
 
     async def recover(self) -> None:
         """Ends the execs of an earlier server: nobody reads what they write any more."""
@@ -389,8 +401,8 @@ def _close(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _directories(root: Path) -> list[Path]:
-    return sorted(root.glob("*/*"))
+def _directories(root: Path, container: str = "*") -> list[Path]:
+    return sorted(root.glob(f"{container}/*"))
 
 
 def _remove_fifos(directory: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.containers import ID
 from tests.fakes.shim import until
+from zos_cri import failpoints
 from zos_cri.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from zos_cri.module.execs import Execs
 
@@ -177,3 +178,16 @@ def running(pid):
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
+
+
+@pytest.mark.parametrize("point", ["exec.kill.before", "exec.remove.before"])
+async def test_what_fails_at_its_end_is_gone_with_the_container(bench, execs, tmp_path, point):
+    await bench.run()
+    failpoints.arm({point: "error"})
+    try:
+        result = await execs.run(ID, shell("echo out"), timeout=10)
+    finally:
+        failpoints.arm({})
+    assert result.stdout == b"out\n"
+    await bench.containers.remove(ID)
+    assert leftovers(bench, tmp_path) == []
