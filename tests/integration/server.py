@@ -207,6 +207,22 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
         with self.channel() as channel:
             yield container_pb2_grpc.ContainerModuleStub(channel)
 
+    def ask(self, method: str, request: Any, *, patience: float = 120.0) -> Any:
+        """One RPC, asked again for as long as the server is being killed, as a kubelet does it."""
+        gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                with self.channel() as channel:
+                    runtime = cri_pb2_grpc.RuntimeServiceStub(channel)
+                    images = cri_pb2_grpc.ImageServiceStub(channel)
+                    call = getattr(runtime, method, None) or getattr(images, method)
+                    return call(request, timeout=60)
+            except grpc.RpcError as error:
+                if error.code() not in gone or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
     def crictl(self, *arguments: str, check: bool = True, timeout: float = 60) -> str:
         """Runs crictl; its standard output."""
         endpoint = f"unix://{self.socket}"
@@ -371,13 +387,22 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
 
     def _end_logger(self) -> None:
         """SIGTERM to the logger: it outlives every server."""
+        for pid in self._loggers():
+            os.kill(pid, signal.SIGTERM)
+
+    def _loggers(self) -> Iterator[int]:
+        """The logger and its keeper."""
         for entry in Path("/proc").iterdir():
             try:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
             if b"zos_cri.stdio" in words and str(self.run / "logger.sock").encode() in words:
-                os.kill(int(entry.name), signal.SIGTERM)
+                yield int(entry.name)
+
+    def logger_pid(self) -> int:
+        """The logger; its keeper is a fork of it."""
+        return min(self._loggers())
 
 
 @contextmanager

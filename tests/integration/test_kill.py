@@ -82,16 +82,7 @@ class Pod(threading.Thread):
         return status
 
     def _call(self, method: str, request: Any) -> Any:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                with self._server.cri() as cri:
-                    return getattr(cri, method)(request, timeout=60)
-            except grpc.RpcError as error:
-                gone = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-                if error.code() not in gone or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
+        return self._server.ask(method, request, patience=PATIENCE)
 
 
 def kill_amid(server: Server, check: Callable[[list[Pod]], None]) -> None:
