@@ -145,7 +145,8 @@ class Creation:
         encoded = config.SerializeToString(deterministic=True)
         present = self._containers.table.by_key(f"{sandbox.id}/{name}")
         if present is not None:
-            if present.status.state is ContainerState.REMOVING:
+            # An earlier one's remains, where its failure could not be undone to the end.
+            if present.status.state in (ContainerState.REMOVING, ContainerState.CREATING):
                 await self._containers.remove(present.meta.id)
             elif self._views.parts(present)[0].config == encoded:
                 return present.meta.id

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 SHIM_TIMEOUT: Final = 30.0
+_FACTS: Final = (SandboxEvent.CREATE_FAILED, SandboxEvent.STOPPED, SandboxEvent.LOST)
 
 
 class PodInit(Protocol):
@@ -353,7 +354,7 @@ class Sandboxes:
             for path in pins(meta).values():
                 async with step("netns.unpin"):
                     await namespaces.unpin(path)
-        await self.table.update(
+        await self.table.note(
             meta.id, lambda s: msgspec.structs.replace(s, network_released=True, ips=())
         )
 
@@ -418,7 +419,9 @@ class Sandboxes:
             kept = status.ips if ips is None else tuple(ips)
             return msgspec.structs.replace(status, state=state, ips=kept)
 
-        await self.table.update(id_, change)
+        # What was meant to happen doesn't where it can't be recorded; what has happened has.
+        write = self.table.note if event in _FACTS else self.table.update
+        await write(id_, change)
 
 
 async def _all(*work: Awaitable[Any]) -> list[Any]:

@@ -212,7 +212,7 @@ class Containers:
             # A checkpoint is read only now, and its first process is known only afterwards.
             timeout = CREATE_TIMEOUT if meta.checkpoint else START_TIMEOUT
             pid = await shim.task.start(meta.id, timeout=timeout) or pid
-        await self.table.update(
+        await self.table.note(
             meta.id,
             lambda status: msgspec.structs.replace(
                 status,
@@ -233,7 +233,7 @@ class Containers:
             except Error as failed:  # `release` tries again
                 _log.warning("task not deleted", container=meta.id, error=one_line(failed))
         now = time.time_ns()
-        await self.table.update(
+        await self.table.note(
             meta.id,
             lambda status: msgspec.structs.replace(
                 status,

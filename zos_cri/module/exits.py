@@ -144,7 +144,7 @@ class Exits:
             return record.status.noted_exit
         killed = await self._count_oom_kills(record.meta)
         noted = NotedExit(exit_.status, exit_.exited_at_ns or time.time_ns(), killed)
-        await self._table.update(
+        await self._table.note(
             record.meta.id, lambda status: msgspec.structs.replace(status, noted_exit=noted)
         )
         return noted
@@ -168,7 +168,7 @@ class Exits:
             _log.exception("owner failed", container=record.meta.id, owner=record.meta.owner)
 
     async def _record_exit(self, id_: str, noted: NotedExit | None, watch: _Watch) -> None:
-        status = await self._table.update(id_, lambda status: _ended(status, noted))
+        status = await self._table.note(id_, lambda status: _ended(status, noted))
         self._metrics.exits.labels(status.reason).inc()
         _log.info("container exited", container=id_, code=status.exit_code, reason=status.reason)
         watch.exited.set()
@@ -188,6 +188,7 @@ class Exits:
     async def _delete_quietly(self, meta: ContainerMeta, shim: Shim | None) -> None:
         if shim is None:
             return
+        await self._table.written(meta.id)  # until then only the shim knows the exit for good
         try:
             await self.delete_task(meta, shim, kill=False)
         except Error as error:

@@ -177,11 +177,11 @@ async def _running(containers: Containers, record: ContainerRecord, *, pid: int)
             started_at=status.started_at or time.time_ns(),
         )
 
-    await containers.table.update(record.meta.id, change)
+    await containers.table.note(record.meta.id, change)
 
 
 async def _change(containers: Containers, id_: str, event: ContainerEvent) -> None:
-    await containers.table.update(
+    await containers.table.note(
         id_,
         lambda status: msgspec.structs.replace(
             status, state=advance(CONTAINER, status.state, event)
@@ -195,7 +195,7 @@ async def _has_bundle(record: ContainerRecord) -> bool:
 
 async def _lost(containers: Containers, id_: str) -> None:
     """A created container whose bundle is gone (the host was restarted): it can't be started."""
-    await containers.table.update(
+    await containers.table.note(
         id_,
         lambda status: msgspec.structs.replace(
             status,

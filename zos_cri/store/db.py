@@ -2,7 +2,9 @@
 
 Every record is held in memory as well: reads never touch the file. A write is in the file before it
 can be seen in memory (`synchronous=NORMAL`: it survives the death of the process; after the death
-of the host no container is left for it to speak of).
+of the host no container is left for it to speak of). Where it can't be written, what is only meant
+to happen doesn't (`update`), and what has happened already (`note`) is told all the same, and
+written as soon as the file takes it.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import msgspec
 from zos_cri.errors import (
     AlreadyExists,
     DataLoss,
+    Error,
     FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
+    one_line,
 )
 from zos_cri.failpoints import step
 from zos_cri.log import get_log
@@ -43,6 +47,7 @@ _log = get_log(__name__)
 FORMAT: Final = 1  # of the file; rows carry their own version
 ID_LENGTH: Final = 64  # hex digits, as containerd's ids: tools truncate them to 13
 BUSY_TIMEOUT: Final = 5.0  # seconds; only `zos-cri audit` or a person's sqlite3 can be in the way
+BEHIND_PAUSE: Final = 1.0  # seconds between tries to write what could not be written
 _TABLES: Final = ("sandbox", "container")
 
 Meta = TypeVar("Meta", SandboxMeta, ContainerMeta)
@@ -164,6 +169,8 @@ class Database:
 
     def close(self) -> None:
         """Ends the writer after what was queued, and closes the file."""
+        self.sandboxes.close()
+        self.containers.close()
         self._thread.submit(self._connection.close).result()
         self._thread.shutdown()
 
@@ -190,6 +197,8 @@ class Table(Generic[Meta, Status]):
         self._ordered: list[str] = []  # ids, oldest first; empty = to be sorted anew
         self._locks: dict[str, asyncio.Lock] = {}
         self._watchers: list[Watcher[Meta, Status]] = []
+        self._behind: dict[str, asyncio.Event] = {}  # what the file doesn't say yet; set = it does
+        self._catching_up: asyncio.Task[None] | None = None
         self.set_aside = 0  # rows that `load` could not read
 
     def load(self) -> None:
@@ -304,18 +313,82 @@ class Table(Generic[Meta, Status]):
         """
         return await _to_its_end(self._update(id_, change))
 
-    async def _update(self, id_: str, change: Callable[[Status], Status]) -> Status:
+    async def _update(
+        self, id_: str, change: Callable[[Status], Status], *, noted: bool = False
+    ) -> Status:
         async with self._lock(id_):
             record = self._records[id_]
             status = change(record.status)
             if status != record.status:
-                async with step("record.update"):
-                    await self._db.execute(
-                        f"UPDATE {self._name} SET status = ? WHERE id = ?",
-                        *(msgspec.json.encode(status), id_),
-                    )
+                try:
+                    await self._write(id_, status)
+                except Error as error:
+                    if not noted:
+                        raise
+                    self._fall_behind(id_, error)
                 self._set(id_, Record(record.meta, status))
             return status
+
+    async def _write(self, id_: str, status: Status) -> None:
+        async with step("record.update"):
+            await self._db.execute(
+                f"UPDATE {self._name} SET status = ? WHERE id = ?",
+                *(msgspec.json.encode(status), id_),
+            )
+        self._caught_up(id_)
+
+    async def note(self, id_: str, change: Callable[[Status], Status]) -> Status:
+        """As `update`, of what has happened already: it counts whether it can be written or not.
+
+        What can't be is tried again until it is; `written` waits for that.
+
+        Raises:
+            NotFound: no such record (any more).
+        """
+        return await _to_its_end(self._update(id_, change, noted=True))
+
+    async def written(self, id_: str) -> None:
+        """Waits until the file says of a record what memory does, or the record is gone."""
+        behind = self._behind.get(id_)
+        if behind is not None:
+            await behind.wait()
+
+    def _fall_behind(self, id_: str, error: Error) -> None:
+        _log.error("record not written", table=self._name, id=id_, error=one_line(error))
+        self._behind.setdefault(id_, asyncio.Event())
+        if self._catching_up is None or self._catching_up.done():
+            self._catching_up = asyncio.create_task(self._catch_up())
+
+    def _caught_up(self, id_: str) -> None:
+        behind = self._behind.pop(id_, None)
+        if behind is not None:
+            behind.set()
+
+    async def _catch_up(self) -> None:
+        while self._behind:
+            await asyncio.sleep(BEHIND_PAUSE)
+            for id_ in list(self._behind):
+                with contextlib.suppress(Error):
+                    await self._write_behind(id_)
+        _log.info("all records written", table=self._name)
+
+    async def _write_behind(self, id_: str) -> None:
+        try:
+            async with self._lock(id_):
+                await self._write(id_, self._records[id_].status)
+        except NotFound:
+            self._caught_up(id_)
+
+    def close(self) -> None:
+        """Writes what is behind, if it can be now. Blocks; for the end."""
+        if self._catching_up is not None:
+            self._catching_up.cancel()
+        for id_ in self._behind:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute_now(
+                    f"UPDATE {self._name} SET status = ? WHERE id = ?",
+                    *(msgspec.json.encode(self._records[id_].status), id_),
+                )
 
     async def delete(self, id_: str) -> None:
         """Forgets a record; nothing to do where there is none."""
@@ -330,6 +403,7 @@ class Table(Generic[Meta, Status]):
                 del self._ids[self._key(self._records[id_].meta)]
                 del self._locks[id_]
                 self._set(id_, None)
+                self._caught_up(id_)
 
     @contextlib.asynccontextmanager
     async def _lock(self, id_: str) -> AsyncIterator[None]:

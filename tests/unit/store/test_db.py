@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.conftest import ROOT
+from zos_cri import failpoints
 from zos_cri.errors import (
     AlreadyExists,
     DataLoss,
@@ -213,6 +214,57 @@ async def test_a_full_disk_is_said_so(db):
 
 
 # ---- the file
+
+
+async def test_what_has_happened_counts_and_is_written_later(db, path, monkeypatch):
+    monkeypatch.setattr("zos_cri.store.db.BEHIND_PAUSE", 0.01)
+    meta = container()
+    await db.containers.insert(meta, ContainerStatus())
+    failpoints.arm({"record.update.before": "error"})
+    try:
+        with pytest.raises(failpoints.Failpoint):
+            await db.containers.update(meta.id, to(ContainerState.CREATED))
+        assert db.containers.get(meta.id).status.state is ContainerState.CREATING
+        await db.containers.note(meta.id, to(ContainerState.EXITED))
+        assert db.containers.get(meta.id).status.state is ContainerState.EXITED
+        waiting = asyncio.create_task(db.containers.written(meta.id))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+    finally:
+        failpoints.arm({})
+    await waiting
+    with closing(sqlite3.connect(path)) as other:
+        (status,) = other.execute("SELECT status FROM container").fetchone()
+    assert b'"exited"' in status
+    await db.containers.written(meta.id)  # nothing to wait for any more
+
+
+async def test_what_is_not_written_at_the_end_is_written_by_closing(path):
+    database = Database(path)
+    meta = container()
+    await database.containers.insert(meta, ContainerStatus())
+    failpoints.arm({"record.update.before": "error"})
+    try:
+        await database.containers.note(meta.id, to(ContainerState.EXITED))
+    finally:
+        failpoints.arm({})
+    database.close()
+    again = Database(path)
+    assert again.containers.get(meta.id).status.state is ContainerState.EXITED
+    again.close()
+
+
+async def test_nobody_waits_for_a_record_that_is_gone(db):
+    meta = container()
+    await db.containers.insert(meta, ContainerStatus())
+    failpoints.arm({"record.update.before": "error"})
+    try:
+        await db.containers.note(meta.id, to(ContainerState.EXITED))
+        waiting = asyncio.create_task(db.containers.written(meta.id))
+        await db.containers.delete(meta.id)
+        await waiting
+    finally:
+        failpoints.arm({})
 
 
 def test_nobody_else_may_read_the_file_nor_its_companions(path):
