@@ -210,6 +210,10 @@ class FakeTasks:
     async def connect(self, id: str, *, timeout: float = 0) -> None:
         await self._enter("connect", id)
 
+    async def resume(self, id: str) -> None:
+        await self._enter("resume", id)
+        self._task(id).status = TaskStatus.RUNNING
+
     async def update(self, id: str, resources: Mapping[str, Any]) -> None:
         await self._enter("update", id)
         self.resources[id] = resources

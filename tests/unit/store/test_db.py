@@ -250,7 +250,7 @@ async def test_what_is_not_written_at_the_end_is_written_by_closing(path):
         failpoints.arm({})
     database.close()
     again = Database(path)
-    assert again.containers.get(meta.id).status.state is ContainerState.EXITED
+    assert [record.status.state for record in again.containers] == [ContainerState.EXITED]
     again.close()
 
 
