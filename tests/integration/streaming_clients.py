@@ -182,7 +182,7 @@ class Footprint:
             ),
             "exec": list(map(str, (server.run / "exec").glob("**/*"))),
             # Zombies have no command line; to bury them is for the container's own init.
-            "processes": [f"{pid} {line}" for pid, line in processes if line],
+            "processes": {pid: line for pid, line in processes if line},
             # Of other kinds Go closes some only when it collects its garbage.
             "shims' FIFOs": [fd for pid in shims for fd in descriptors(pid) if fifos in fd],
         }
@@ -211,9 +211,12 @@ class Footprint:
         before = self._before
         found: dict[str, Any] = {
             key: new
-            for key in ("exec", "processes", "shims' FIFOs")
+            for key in ("exec", "shims' FIFOs")
             if (new := sorted(set(now[key]) - set(before[key])))
         }
+        # By number: a container that has just been started may still be called `runc init`.
+        if new_pids := now["processes"].keys() - before["processes"].keys():
+            found["processes"] = {pid: now["processes"][pid] for pid in new_pids}
         if more := now["descriptors"] - before["descriptors"]:
             found["descriptors"] = more
         return found
