@@ -53,7 +53,8 @@ class Fault:
     Attributes:
         status: answered with this, and `headers`; 0 for none.
         cut_after: the connection ends after so many bytes of the body.
-        stall_after: nothing comes after so many bytes, until the registry is closed.
+        stall_after: nothing comes after so many bytes, until the registry is closed; with a
+            `gate`, until that is set: then the rest comes.
         replace: another body; its length is what Content-Length says.
         length: what Content-Length says.
         ignore_range: the whole body, status 200.
@@ -65,6 +66,7 @@ class Fault:
     body: bytes = b""
     cut_after: int = -1
     stall_after: int = -1
+    gate: threading.Event | None = None
     replace: bytes | None = None
     length: int = -1
     ignore_range: bool = False
@@ -237,7 +239,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.stall_after >= 0:
             self.wfile.write(content[: fault.stall_after])
             self.wfile.flush()
-            self.owner.stopped.wait(60)
+            (fault.gate or self.owner.stopped).wait(60)
+            if fault.gate is not None:
+                self.wfile.write(content[fault.stall_after :])
             self.close_connection = True
         else:
             self.wfile.write(content)

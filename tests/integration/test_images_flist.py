@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -94,6 +95,32 @@ async def test_from_a_directory(store: ImageStore, tmp_path: Path, flat: bool) -
     await store.remove(ref)
     assert await store.pull(ref) == image_id
     check(root_of(store, ref))
+
+
+async def test_cached_blocks_are_counted_and_collected(store: ImageStore, tmp_path: Path) -> None:
+    path = tmp_path / "root.fl"
+    filled(path, [(0, 255, f"dir://{tmp_path}/blocks")]).write_blocks(tmp_path / "blocks")
+    ref = f"flist:{path}"
+    await store.pull(ref)
+    await settled(store)
+    cached = [entry for entry in store.layout.blocks.rglob("*") if entry.is_file()]
+    taken = sum(entry.stat().st_blocks * 512 for entry in cached)
+    assert taken > len(BIG)
+    with_blocks = await store.fs_info()
+    would = await store.gc(dry_run=True)
+    assert (would.blocks, would.bytes) == (len(cached), taken)
+    assert all(entry.exists() for entry in cached)
+    assert await store.gc() == would
+    assert not any(entry.exists() for entry in cached)
+    without = await store.fs_info()
+    assert with_blocks.used_bytes - without.used_bytes == taken
+    assert with_blocks.used_inodes - without.used_inodes == len(cached)
+    check(root_of(store, ref))
+
+
+async def settled(store: ImageStore) -> None:
+    while store._tasks:
+        await asyncio.gather(*store._tasks)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

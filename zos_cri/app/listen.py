@@ -13,6 +13,7 @@ from zos_cri.cri import runtime
 from zos_cri.cri.rpc import Rpcs
 from zos_cri.errors import FailedPrecondition, InvalidArgument
 from zos_cri.images.service import ImageService
+from zos_cri.images.store import is_flist
 from zos_cri.log import get_log
 from zos_cri.module.service import ModuleService
 
@@ -102,7 +103,19 @@ def watch(services: Services, shims: ShimManager, warm: WarmShims) -> None:
     def containers() -> dict[str, int]:
         return _count(record.status.state.value for record in services.containers)
 
+    def pulls() -> dict[str, int]:
+        progress = services.images.all_progress()
+        return _count("flist" if is_flist(pull.ref) else "registry" for pull in progress)
+
+    def layers() -> dict[str, int]:
+        progress = services.images.all_progress()
+        return _count(layer.state for pull in progress for layer in pull.layers)
+
     metrics = services.metrics
+    metrics.watch("zos_cri_image_pulls_in_progress", "Pulls under way, by source.", "from", pulls)
+    metrics.watch(
+        "zos_cri_image_layers_in_progress", "Layers of pulls under way, by state.", "state", layers
+    )
     metrics.watch("zos_cri_pods", "Pod sandboxes, by state.", "state", pods)
     metrics.watch("zos_cri_containers", "Containers, by state.", "state", containers)
     metrics.watch(

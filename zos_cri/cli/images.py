@@ -42,7 +42,10 @@ def add(commands: Commands) -> None:
     )
     saver.add_argument("-o", "--output", default="-", metavar="FILE", help="default: stdout")
     saver.add_argument("image", metavar="IMAGE", nargs="+")
-    _command(commands, "gc", gc, "remove what no image or container needs", "zos-cri gc")
+    collector = _command(
+        commands, "gc", gc, "remove what no image or container needs", "zos-cri gc --dry-run"
+    )
+    collector.add_argument("--dry-run", action="store_true", help="only say what would go")
 
 
 def _command(
@@ -193,6 +196,11 @@ def gc(arguments: argparse.Namespace) -> int:
     from zos_cri._pb import image_pb2 as pb  # noqa: PLC0415
 
     with channel(arguments.socket) as connection:
-        report = _ours(connection).Collect(pb.CollectRequest(), timeout=TIMEOUT)
-    print(f"removed {report.layers} layers and {report.archives} archives, {report.bytes} bytes")
+        request = pb.CollectRequest(dry_run=arguments.dry_run)
+        report = _ours(connection).Collect(request, timeout=TIMEOUT)
+    print(
+        f"{'would remove' if arguments.dry_run else 'removed'} {report.layers} layers,"
+        f" {report.archives} archives and {report.blocks} blocks of flists,"
+        f" {report.bytes / _MIB:.1f} MiB"
+    )
     return 0

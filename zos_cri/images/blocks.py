@@ -7,6 +7,7 @@ decryption is checked too.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -97,6 +98,8 @@ class Blocks:
         if _hash(content) != block_id:  # a crash, or a bad disk
             path.unlink(missing_ok=True)
             return None
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(path)  # what isn't used any more goes, in time
         return content
 
     def _keep(self, block_id: bytes, stored: bytes) -> None:

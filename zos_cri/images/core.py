@@ -6,8 +6,11 @@ import asyncio
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
 
 from zos_cri.errors import Error, FailedPrecondition
 from zos_cri.images import builtin, sweep
@@ -39,6 +42,7 @@ class Core:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leases: dict[object, frozenset[str]] = {}
         self._seals = Seals(self)
+        self._blocks = Usage(0, 0)  # flists' blocks, as they were last counted
 
     # Opening and closing
 
@@ -53,6 +57,7 @@ class Core:
         self._seals.begin()
         self._background(self._seals.check_all)
         self._background(self._sweep)
+        self._background(self._sweep_blocks)
 
     def _open(self) -> None:
         self.layout.create()
@@ -165,16 +170,33 @@ class Core:
         _log.warning("images are gone with a damaged layer", images=" ".join(gone))
         self._background(self._sweep)
 
-    async def gc(self) -> GcReport:
+    async def gc(self, *, dry_run: bool = False) -> GcReport:
         """Removes all that no image, container or pull needs; unlike `remove`, leftovers of
-        failed pulls too, which are kept for a while otherwise to be gone on with.
-        """
-        return await self._sweep(grace=0)
+        failed pulls too, which are kept for a while otherwise to be gone on with, and flists'
+        blocks.
 
-    async def _sweep(self, *, grace: float = sweep.GRACE) -> GcReport:
-        report = await self._write(self._collect, grace)
+        Args:
+            dry_run: only say what would go.
+        """
+        report = await self._sweep(grace=0, dry_run=dry_run)
+        blocks = await self._sweep_blocks(grace=0, dry_run=dry_run)
+        return msgspec.structs.replace(
+            report, blocks=blocks.blocks, bytes=report.bytes + blocks.bytes
+        )
+
+    async def _sweep(self, *, grace: float = sweep.GRACE, dry_run: bool = False) -> GcReport:
+        report = await self._write(self._collect, grace, dry_run)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._sweeper, sweep.empty_trash, self.layout)
+        return report
+
+    async def _sweep_blocks(
+        self, *, grace: float = sweep.BLOCKS_GRACE, dry_run: bool = False
+    ) -> GcReport:
+        look = partial(sweep.collect_blocks, self.layout, grace, dry_run=dry_run)
+        report, left = await asyncio.get_running_loop().run_in_executor(self._sweeper, look)
+        if not dry_run:
+            self._blocks = left
         return report
 
     async def lease_all(self, key: object) -> dict[str, int]:
@@ -208,9 +230,9 @@ class Core:
         if drop_partials:
             self._drop_archives(mine)
 
-    def _collect(self, grace: float) -> GcReport:
+    def _collect(self, grace: float, dry_run: bool = False) -> GcReport:
         # In the writer's thread: no lease can begin between the look and the deed.
-        return sweep.collect(self.catalog, self.layout, self._leased(), grace)
+        return sweep.collect(self.catalog, self.layout, self._leased(), grace, dry_run=dry_run)
 
     def _drop_archives(self, digests: frozenset[str]) -> None:
         sweep.drop_archives(self.catalog, self.layout, digests - self._leased())

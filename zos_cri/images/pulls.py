@@ -203,16 +203,16 @@ class Pulls:
             await asyncio.shield(holder.end_job(str(staging), drop_partials=drop))
 
     def progress(self, ref: str) -> PullProgress | None:
-        """How far the pull of a reference is; None where none is under way."""
+        """How far the pull of a reference or an flist is; None where none is under way."""
         try:
             key = reference.parse(ref).key
         except reference.InvalidReference:
-            return None
+            key = ref  # an flist's, or nothing's
         return next((p.progress() for p in self._running.values() if p.key == key), None)
 
     def all_progress(self) -> tuple[PullProgress, ...]:
-        """Of every pull under way."""
-        return tuple(pull.progress() for pull in self._running.values())
+        """Of every pull under way. Any thread may ask."""
+        return tuple(pull.progress() for pull in list(self._running.values()))
 
     async def aclose(self) -> None:
         """Ends all pulls; who waits for them is told that they are cancelled."""

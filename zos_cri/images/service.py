@@ -65,10 +65,13 @@ class ImageService:
         await self._images.save(list(request.images), _absolute(request.path))
         return pb.SaveResponse()
 
-    async def _collect(self, _: pb.CollectRequest) -> pb.CollectResponse:
-        report = await self._images.gc()
+    async def _collect(self, request: pb.CollectRequest) -> pb.CollectResponse:
+        report = await self._images.gc(dry_run=request.dry_run)
         return pb.CollectResponse(
-            layers=report.layers, archives=report.archives, bytes=report.bytes
+            layers=report.layers,
+            archives=report.archives,
+            bytes=report.bytes,
+            blocks=report.blocks,
         )
 
 

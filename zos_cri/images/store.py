@@ -154,15 +154,16 @@ class ImageStore(Core):
             raise NotFound(f"image {image_id}: not here") from None
 
     async def fs_info(self) -> FsInfo:
-        """What all images take (archives too), and what the containers' layers were seen to."""
+        """What all images take (archives and flists' blocks too), and what the containers' layers
+        were seen to."""
         catalog = self.catalog
         layers = [*catalog.layers.values()]
         blobs = {b.digest: b.size for m in [*catalog.manifests.values()] for b in m.blobs}
         uppers = [*self._upper_usage.values()]
         return FsInfo(
             mountpoint=str(self.layout.root),
-            used_bytes=sum(layer.bytes for layer in layers) + sum(blobs.values()),
-            used_inodes=sum(layer.inodes for layer in layers) + len(blobs),
+            used_bytes=sum(x.bytes for x in layers) + sum(blobs.values()) + self._blocks.bytes,
+            used_inodes=sum(x.inodes for x in layers) + len(blobs) + self._blocks.inodes,
             containers_bytes=sum(usage.bytes for usage in uppers),
             containers_inodes=sum(usage.inodes for usage in uppers),
             timestamp_ns=time.time_ns(),
@@ -229,7 +230,10 @@ class ImageStore(Core):
             DeadlineExceeded: `timeout` (seconds) ran out.
         """
         if is_flist(ref):
-            return await self._pulls.flist(normal_key(ref), timeout)
+            try:
+                return await self._pulls.flist(normal_key(ref), timeout)
+            finally:
+                self._background(self._sweep_blocks)
         if normal_key(ref) == builtin.NAME:
             return (await self.ensure_builtin()).id
         return await self._pulls.pull(ref, auth, timeout)
@@ -443,8 +447,8 @@ class ImageStore(Core):
             MountError: a view can't be unmounted.
         """
         _check_id(container_id)
-        self._upper_usage.pop(container_id, None)
         await self._write(self._release, container_id)
+        self._upper_usage.pop(container_id, None)  # no measurement adds it any more
         self._background(self._sweep)
 
     def _release(self, container_id: str) -> None:
@@ -459,24 +463,35 @@ class ImageStore(Core):
         return tuple(sorted({*found, *(c.partition(_VIEW)[0] for c in self.catalog.containers)}))
 
     async def container_usage(self, container_id: str) -> Usage:
-        """Bytes and inodes of a container's writable layer, measured now.
+        """Bytes and inodes of a container's writable layer and its volumes, measured now.
 
         Raises:
             NotFound: it has none.
         """
-        upper = self.layout.container(container_id) / "fs"
         loop = asyncio.get_running_loop()
+        base = self.layout.container(container_id)
         try:
-            usage = await loop.run_in_executor(self._sweeper, tree_usage, os.fsencode(upper))
+            usage = await loop.run_in_executor(self._sweeper, _written, base)
         except FileNotFoundError:
             raise NotFound(f"container {container_id}: no writable layer here") from None
-        self._upper_usage[container_id] = usage
+        if container_id in self.catalog.containers:  # not released meanwhile
+            self._upper_usage[container_id] = usage
         return usage
 
 
 def _check_id(container_id: str) -> None:
     if not _CONTAINER_ID.fullmatch(container_id):
         raise InvalidArgument(f"container id {container_id!r}: not a plain name")
+
+
+def _written(base: Path) -> Usage:
+    """What a container has written, and what it was given to write over: its image's VOLUMEs."""
+    usage = tree_usage(os.fsencode(base / "fs"))
+    try:
+        volumes = tree_usage(os.fsencode(base / "volumes"))
+    except FileNotFoundError:
+        return usage
+    return Usage(usage.bytes + volumes.bytes, usage.inodes + volumes.inodes)
 
 
 def _read_all(view: MergedView, paths: Sequence[str], limit: int) -> dict[str, bytes | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from zos_cri.images.model import Usage
 from zos_cri.images.trees import remove
 from zos_cri.log import get_log
 
@@ -27,25 +28,41 @@ _log = get_log(__name__)
 
 # A kubelet tries a failed pull again within minutes; so long its archives may save it the way.
 GRACE: Final = 3600.0
+# Images that share files come and go in days; what was left alone for so long is seldom asked for.
+BLOCKS_GRACE: Final = 7 * 86400.0
 _PARTIAL: Final = ".part"
 
 
 class GcReport(msgspec.Struct, frozen=True):
-    """What went: counts, and the bytes of archives and (as recorded) of layers."""
+    """What went: counts, and the bytes of archives, blocks and (as recorded) of layers.
+
+    Attributes:
+        archives: whole and partly fetched ones.
+        blocks: of flists, from the cache.
+    """
 
     layers: int = 0
     archives: int = 0
     bytes: int = 0
+    blocks: int = 0
 
 
-def collect(catalog: Catalog, layout: Layout, leased: Collection[str], grace: float) -> GcReport:
+def collect(
+    catalog: Catalog,
+    layout: Layout,
+    leased: Collection[str],
+    grace: float,
+    *,
+    dry_run: bool = False,
+) -> GcReport:
     """Removes what neither an image nor a container nor a lease names. In the writer's thread.
 
     Args:
         grace: seconds that archives are kept which no manifest names.
+        dry_run: only say what would go.
     """
     unused = [layer for layer in catalog.unused_layers() if layer.chain_id not in leased]
-    if unused:
+    if unused and not dry_run:
         catalog.drop_layers([layer.chain_id for layer in unused])
         for layer in unused:
             discard(layout, layout.layer(layer.n))
@@ -58,10 +75,36 @@ def collect(catalog: Catalog, layout: Layout, leased: Collection[str], grace: fl
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             if now - status.st_mtime >= grace:
-                path.unlink()
+                if not dry_run:
+                    path.unlink()
                 removed += 1
                 freed += status.st_size
     return GcReport(len(unused), removed, freed)
+
+
+def collect_blocks(
+    layout: Layout, grace: float, *, dry_run: bool = False
+) -> tuple[GcReport, Usage]:
+    """Removes flists' blocks that weren't used for `grace` seconds. May take its time.
+
+    Returns:
+        What went, and what all blocks that are left take.
+    """
+    removed = freed = kept = count = 0
+    now = time.time()
+    for directory in os.scandir(layout.blocks):
+        for entry in os.scandir(directory.path):
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                # One that is being written has a name that begins with a dot.
+                bound = max(grace, GRACE) if entry.name.startswith(".") else grace
+                if now - status.st_mtime < bound:
+                    kept, count = kept + status.st_blocks * 512, count + 1
+                    continue
+                if not dry_run:
+                    os.unlink(entry.path)
+                removed, freed = removed + 1, freed + status.st_blocks * 512
+    return GcReport(bytes=freed, blocks=removed), Usage(kept, count)
 
 
 def drop_archives(catalog: Catalog, layout: Layout, digests: Collection[str]) -> None:
