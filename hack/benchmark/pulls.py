@@ -112,18 +112,20 @@ class Registry:
             return str(reply.headers.get("Location", ""))
 
 
-def pull(target: Target, reference: str) -> float:
-    """Seconds that a pull took; the image is removed again."""
+def pull(target: Target, reference: str) -> tuple[float, float]:
+    """Seconds that a pull took, and CPU seconds; the image is removed again."""
     with grpc.insecure_channel(target.endpoint) as channel:
         stub = cri_pb2_grpc.ImageServiceStub(channel)  # type: ignore[no-untyped-call]
         image = pb.ImageSpec(image=reference)
+        before = target.cpu() or 0.0
         begun = time.perf_counter()
         stub.PullImage(pb.PullImageRequest(image=image), timeout=TIMEOUT)
         seconds = time.perf_counter() - begun
+        cpu = (target.cpu() or 0.0) - before
         stub.RemoveImage(pb.RemoveImageRequest(image=image), timeout=TIMEOUT)
     time.sleep(1.0)  # both collect what was removed in the background
     os.sync()
-    return seconds
+    return seconds, cpu
 
 
 @contextlib.contextmanager
@@ -158,28 +160,31 @@ def main(argv: list[str]) -> int:
         f"{LAYERS} layers of {LAYER_MIB} MiB": registry.push("bench/large", large(chance)),
         f"1 layer of {FILES} files": registry.push("bench/small", small(chance)),
     }
-    seconds: dict[str, dict[str, list[float]]] = {}
+    measured: dict[str, dict[str, list[float]]] = {}
     with serving(options, Path(os.environ["CERTS_D"])) as targets:
         for what, reference in references.items():
             times: dict[str, list[float]] = {name: [] for name in targets}
+            cpu: dict[str, list[float]] = {name: [] for name in targets}
             for round_ in range(-1, options.rounds):  # the first warms both up, and doesn't count
                 for name, target in targets.items():
-                    took = pull(target, reference)
+                    took, used = pull(target, reference)
                     if round_ >= 0:
                         times[name].append(took)
-            seconds[what] = times
-            _print(what, times)
+                        cpu[name].append(used)
+            for kind, unit, found in ((what, "s", times), ("", "CPU s", cpu)):
+                _print(kind, unit, found)
+                measured[f"{what}, {unit}"] = found
     if options.json:
-        options.json.write_text(json.dumps(seconds, indent=1))
+        options.json.write_text(json.dumps(measured, indent=1))
     return 0
 
 
-def _print(what: str, times: dict[str, list[float]]) -> None:
-    ours, peers = times["zos-cri"], times["containerd"]
+def _print(what: str, unit: str, found: dict[str, list[float]]) -> None:
+    ours, peers = found["zos-cri"], found["containerd"]
     pairs = sorted(a / b for a, b in zip(ours, peers, strict=True))
     print(
-        f"{what:<22} zos-cri {statistics.median(ours):6.2f} s  containerd"
-        f" {statistics.median(peers):6.2f} s  ratio of medians"
+        f"{what:<22} zos-cri {statistics.median(ours):6.2f} {unit:<5}  containerd"
+        f" {statistics.median(peers):6.2f} {unit:<5}  ratio of medians"
         f" {statistics.median(ours) / statistics.median(peers):.2f}"
         f"  pairs {pairs[0]:.2f} to {pairs[-1]:.2f}",
         flush=True,
