@@ -1,25 +1,26 @@
 """From layers' archives to a finished image in a job's staging directory (worker's side).
 
-Pulling and loading share this: several layers are unpacked at once, each into a directory of its
-own; then, from the base up, what they took for granted from below is put right. Only then is the
-result handed to the server.
+Pulling and loading share this: several layers are unpacked at once, by a process for each
+processor, each layer into a directory of its own; then, from the base up, what they took for
+granted from below is put right. Only then is the result handed to the server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from zos_cri.errors import DataLoss, Error
-from zos_cri.images import lowerfix, trees
+from zos_cri.images import helpers, lowerfix, trees
 from zos_cri.images.decompress import CompressionError
 from zos_cri.images.directories import UnpackError
 from zos_cri.images.fetch import Mismatch
-from zos_cri.images.jobs import LayerProgress
+from zos_cri.images.jobs import STATES, LayerProgress
 from zos_cri.images.layerfs import Limits
 from zos_cri.images.layout import Layout
 from zos_cri.images.merged import MergedView
@@ -32,31 +33,42 @@ if TYPE_CHECKING:
     from zos_cri.images.decompress import Source
     from zos_cri.images.jobs import Job
 
+# Often enough for a bar that moves, seldom enough to cost nothing.
+_REPORT_EVERY: Final = 0.2
+_FIELDS: Final = 3  # of a layer's progress
+_WORD: Final = 8
+
 
 class Tracker:
-    """Where the layers of a job stand. Safe for several threads."""
+    """Where the layers of a job stand. Safe for several threads, and shared with processes that are
+    forked, as long as each layer is one process' only."""
 
     def __init__(self, blobs: Sequence[Blob]) -> None:
         self._lock = threading.Lock()
-        self._layers = [LayerProgress(blob.digest, blob.size) for blob in blobs]
+        self._blobs = tuple(blobs)
+        # fetched, unpacked and the state's number of each
+        memory = mmap.mmap(-1, _FIELDS * _WORD * max(1, len(self._blobs)))
+        self._numbers = memoryview(memory).cast("q")
 
     def update(
         self, index: int, *, fetched: int | None = None, unpacked: int = 0, state: str | None = None
     ) -> None:
         """Args: fetched: bytes there now; unpacked: bytes more."""
+        numbers, at = self._numbers, index * _FIELDS
         with self._lock:
-            known = self._layers[index]
-            self._layers[index] = LayerProgress(
-                known.digest,
-                known.size,
-                known.fetched if fetched is None else fetched,
-                known.unpacked + unpacked,
-                state or known.state,
-            )
+            if fetched is not None:
+                numbers[at] = fetched
+            numbers[at + 1] += unpacked
+            if state is not None:
+                numbers[at + 2] = STATES.index(state)
 
     def snapshot(self) -> tuple[LayerProgress, ...]:
-        with self._lock:
-            return tuple(self._layers)
+        numbers = self._numbers.tolist()
+        layers = []
+        for at, blob in enumerate(self._blobs):
+            fetched, unpacked, state = numbers[at * _FIELDS : (at + 1) * _FIELDS]
+            layers.append(LayerProgress(blob.digest, blob.size, fetched, unpacked, STATES[state]))
+        return tuple(layers)
 
 
 class Archives(Protocol):
@@ -64,6 +76,10 @@ class Archives(Protocol):
 
     def open(self, index: int, tracker: Tracker) -> Archive:
         """The archive of the layer at `index`."""
+
+    def share(self, parts: int) -> None:
+        """In a process that was forked: nothing that is shared with the parent may be used any
+        more (connections), and of what is bounded this process has one of so many parts."""
 
 
 class Archive(Protocol):
@@ -107,12 +123,18 @@ class Assembler:
         self._parts = parts
         self._tracker = tracker
         self._layout = Layout(Path(job.root))
-        self._failed = threading.Event()
         # Directories named alike would go where those of an earlier pull went.
         self._token = os.urandom(4).hex()
 
-    def run(self, archives: Archives) -> tuple[NewLayer, ...]:
+    def run(
+        self, archives: Archives, report: Callable[[tuple[LayerProgress, ...]], None]
+    ) -> tuple[NewLayer, ...]:
         """The layers that were missing, complete.
+
+        There must be no other threads: it forks.
+
+        Args:
+            report: told where the layers stand, now and then and at the end.
 
         Raises:
             Error: of the first layer that failed, its digest in front.
@@ -124,31 +146,57 @@ class Assembler:
         for index in range(len(chain)):
             if index not in missing:
                 self._tracker.update(index, state="done")
-        made: dict[int, Unpacked] = {}
-        pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2) + 1, thread_name_prefix="layer")
-        try:
-            running = {pool.submit(self._layer, index, archives): index for index in missing}
-            finished, _ = wait(running, return_when=FIRST_EXCEPTION)
-            for future in sorted(finished, key=lambda f: f.exception() is None):
-                made[running[future]] = future.result()
-        finally:
-            self._failed.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+        count = min(len(missing), max(2, os.cpu_count() or 2), helpers.MOST)
+        if count > 1:
+            made = self._by_helpers(missing, count, archives, report)
+        else:
+            with _reporting(self._tracker, report):
+                made = {index: self._layer(index, archives) for index in missing}
         for index in missing:
             self._fix(index, made[index])
+        report(self._tracker.snapshot())
         return tuple(self._new_layer(index) for index in missing)
+
+    def _by_helpers(
+        self,
+        missing: Sequence[int],
+        count: int,
+        archives: Archives,
+        report: Callable[[tuple[LayerProgress, ...]], None],
+    ) -> dict[int, Unpacked]:
+        share = sum(self._parts.blobs[index].size for index in missing) / count
+        begun = False
+
+        def work(index: int) -> Unpacked:
+            nonlocal begun
+            if not begun:
+                archives.share(count)
+                begun = True
+            return self._layer(index, archives, ahead=self._parts.blobs[index].size > share)
+
+        made: dict[int, Unpacked] = {}
+        with helpers.Helpers(count, work) as staff, _reporting(self._tracker, report):
+            pool = ThreadPoolExecutor(count, thread_name_prefix="layer")
+            try:
+                running = {pool.submit(staff.run, index): index for index in missing}
+                finished, _ = wait(running, return_when=FIRST_EXCEPTION)
+                for future in sorted(finished, key=lambda f: f.exception() is None):
+                    made[running[future]] = future.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return made
 
     def staged(self, index: int) -> str:
         return f"{self._job.staging}/{index}-{self._token}"
 
-    def _layer(self, index: int, archives: Archives) -> Unpacked:
+    def _layer(self, index: int, archives: Archives, *, ahead: bool = True) -> Unpacked:
         blob = self._parts.blobs[index]
         try:
             archive = archives.open(index, self._tracker)
             with contextlib.closing(archive):
                 while True:
                     try:
-                        unpacked = self._unpack(index, archive)
+                        unpacked = self._unpack(index, archive, ahead=ahead)
                         break
                     except Mismatch:
                         if not archive.retry():
@@ -160,7 +208,7 @@ class Assembler:
         self._tracker.update(index, state="done")
         return unpacked
 
-    def _unpack(self, index: int, archive: Archive) -> Unpacked:
+    def _unpack(self, index: int, archive: Archive, *, ahead: bool) -> Unpacked:
         fetching = self._job.fetching
         limits = Limits(max_bytes=fetching.max_layer_bytes, min_free=fetching.min_free_bytes)
         staged = self.staged(index)
@@ -172,6 +220,7 @@ class Assembler:
                 source,
                 staged,
                 limits=limits,
+                ahead=ahead,
                 on_bytes=lambda count: tracker.update(index, unpacked=count),
             )
         except (CompressionError, DataLoss, UnpackError):
@@ -213,15 +262,15 @@ class Assembler:
         )
 
 
-def reporting(
-    tracker: Tracker, report: Callable[[tuple[LayerProgress, ...]], None], every: float
+def _reporting(
+    tracker: Tracker, report: Callable[[tuple[LayerProgress, ...]], None]
 ) -> contextlib.ExitStack:
-    """Reports while inside: what has changed, at most once in `every` seconds."""
+    """Reports while inside, when something has changed."""
     stop = threading.Event()
 
     def run() -> None:
         last = None
-        while not stop.wait(every):
+        while not stop.wait(_REPORT_EVERY):
             now = tracker.snapshot()
             if now != last:
                 report(now)

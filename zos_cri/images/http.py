@@ -137,6 +137,10 @@ class Client:
         self._lock = threading.Lock()
         self._managers: dict[tuple[bool, str], urllib3.PoolManager] = {}
 
+    def forget_connections(self) -> None:
+        """In a process that was forked: the connections are the parent's, and aren't used here."""
+        self._managers.clear()
+
     def url(self, path: str) -> str:
         """The URL of `path` below the API's root."""
         return f"{self._scheme}://{self.host.host}{self.host.path}{path}"

@@ -6,6 +6,8 @@ read by others), the events on its standard output. The last event is `Done` or 
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from zos_cri import errors
@@ -111,6 +113,9 @@ class Resolved(msgspec.Struct, frozen=True, tag=True):
     blobs: tuple[str, ...]
 
 
+STATES: Final = ("waiting", "fetching", "unpacking", "done")
+
+
 class LayerProgress(msgspec.Struct, frozen=True):
     """One layer of a pull, in bytes.
 
@@ -118,7 +123,7 @@ class LayerProgress(msgspec.Struct, frozen=True):
         size: of the archive.
         fetched: of it.
         unpacked: of the decompressed archive; its total isn't known before the end.
-        state: `waiting`, `fetching`, `unpacking` or `done`.
+        state: one of `STATES`.
     """
 
     digest: str

@@ -18,7 +18,7 @@ import msgspec
 
 from zos_cri.errors import DataLoss, InvalidArgument, NotFound
 from zos_cri.images import manifest as manifests
-from zos_cri.images.assemble import Assembler, Parts, Tracker, reporting
+from zos_cri.images.assemble import Assembler, Parts, Tracker
 from zos_cri.images.fetch import Verified
 from zos_cri.images.jobs import Done, Progress, Resolved
 from zos_cri.images.layerfs import Limits
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from zos_cri.images.decompress import Source
     from zos_cri.images.jobs import AnyEvent, LoadJob
 
-_PROGRESS_EVERY: Final = 0.2
 _MAX_IMAGES: Final = 1000  # in one archive
 NAMES: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
 _CHUNK: Final = 1 << 20
@@ -118,9 +117,7 @@ def _take(
     tracker = Tracker(image.blobs)
     own = msgspec.structs.replace(job, staging=staging)
     archives = _LocalArchives(Layout(Path(job.root)), files, image)
-    with reporting(tracker, lambda layers: emit(Progress(layers)), _PROGRESS_EVERY):
-        layers = Assembler(own, parts, tracker).run(archives)
-    emit(Progress(tracker.snapshot()))
+    layers = Assembler(own, parts, tracker).run(archives, lambda now: emit(Progress(now)))
     return NewImage(
         id=image.id,
         config=image.config,
@@ -318,6 +315,9 @@ class _LocalArchives:
         self._layout = layout
         self._files = files
         self._image = image
+
+    def share(self, parts: int) -> None:
+        """Each archive is opened anew, by name."""
 
     def open(self, index: int, tracker: Tracker) -> _LocalArchive:
         return _LocalArchive(

@@ -6,11 +6,11 @@ import os
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from zos_cri.errors import DataLoss, InvalidArgument
 from zos_cri.images import manifest as manifests
-from zos_cri.images.assemble import Assembler, Parts, Tracker, reporting
+from zos_cri.images.assemble import Assembler, Parts, Tracker
 from zos_cri.images.fetch import BlobFile, Fetcher, Verified
 from zos_cri.images.hosts import hosts_for
 from zos_cri.images.jobs import Done, Progress, Resolved
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from zos_cri.images.decompress import Source
     from zos_cri.images.jobs import AnyEvent, PullJob
-
-# Often enough for a bar that moves, seldom enough to cost nothing.
-_PROGRESS_EVERY: Final = 0.2
 
 
 def pull(job: PullJob, emit: Callable[[AnyEvent], None]) -> Done:
@@ -59,9 +56,7 @@ def pull(job: PullJob, emit: Callable[[AnyEvent], None]) -> Done:
     emit(image.resolved)
     tracker = Tracker(image.parts.blobs)
     archives = _Downloads(job, repository, image.parts.blobs)
-    with reporting(tracker, lambda layers: emit(Progress(layers)), _PROGRESS_EVERY):
-        layers = Assembler(job, image.parts, tracker).run(archives)
-    emit(Progress(tracker.snapshot()))
+    layers = Assembler(job, image.parts, tracker).run(archives, lambda now: emit(Progress(now)))
     names = [ref.key]
     if not ref.digest:
         names.append(ref.with_digest(top.digest))
@@ -125,6 +120,10 @@ class _Downloads:
         self._repository = repository
         self._blobs = blobs
         self._slots = threading.Semaphore(job.fetching.connections)
+
+    def share(self, parts: int) -> None:
+        self._repository.forget_connections()
+        self._slots = threading.Semaphore(max(1, self._job.fetching.connections // parts))
 
     def open(self, index: int, tracker: Tracker) -> _Download:
         return _Download(

@@ -167,6 +167,11 @@ class Repository:
                 failures.add(host, error)
         raise failures.error()
 
+    def forget_connections(self) -> None:
+        """In a process that was forked: the connections are the parent's."""
+        for _, asked in self._hosts:
+            asked.forget_connections()
+
     def pull_hosts(self) -> list[Host]:
         """The hosts that blobs may be fetched from, in order."""
         return [host for host, _ in self._usable(resolve=False)]

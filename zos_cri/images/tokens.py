@@ -80,6 +80,10 @@ class Authenticator:
         self._header: dict[str, str] = {}  # by scope, for what doesn't end
         self._token_key: dict[str, str] = {}
 
+    def forget_connections(self) -> None:
+        """See `Client.forget_connections`."""
+        self._client.forget_connections()
+
     def request(
         self, method: str, path: str, *, scope: str, headers: dict[str, str] | None = None
     ) -> Response:

@@ -1,7 +1,7 @@
 """A layer's archive into its directory: decompress, digest, parse and write in one pass.
 
-One thread reads ahead and decompresses, the caller's digests and writes: each half spends its time
-in C code without the GIL, so a single large layer uses two cores.
+For a layer by itself one thread reads ahead and decompresses, the caller's digests and writes: each
+half spends its time in C code without the GIL, so a single large layer uses two cores.
 """
 
 from __future__ import annotations
@@ -43,12 +43,15 @@ def unpack(
     root: str,
     *,
     limits: Limits | None = None,
+    ahead: bool = True,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Unpacked:
     """Unpacks an archive into the empty directory `root`.
 
     Args:
         source: the archive as it was transferred, compressed or not.
+        ahead: read and decompress in a thread of its own; not worth it where every processor has a
+            layer to unpack anyway.
         on_bytes: told of each piece's length after decompression.
 
     Raises:
@@ -61,7 +64,8 @@ def unpack(
     digest = hashlib.sha256()
     reader = TarReader()
     try:
-        for chunk in _ahead(decompressed(source)):
+        stream = decompressed(source)
+        for chunk in _ahead(stream) if ahead else _chunks(stream):
             digest.update(chunk)
             for event in reader.feed(chunk):
                 if isinstance(event, Entry):
@@ -82,6 +86,11 @@ def unpack(
         tuple(writer.missing_links),
         tuple(writer.whiteouts),
     )
+
+
+def _chunks(stream: Stream) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK):
+        yield chunk
 
 
 def _ahead(stream: Stream) -> Iterator[bytes]:

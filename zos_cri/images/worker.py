@@ -8,11 +8,12 @@ it over, and partial downloads are checked by their digests before anything is m
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -33,6 +34,7 @@ from zos_cri.images.layout import Layout
 from zos_cri.images.model import Usage
 from zos_cri.linux import syscalls
 from zos_cri.linux.fsattr import spread_subdirectories
+from zos_cri.linux.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +42,16 @@ if TYPE_CHECKING:
 # Each job imports what it needs: a worker starts for every pull, and its start is part of it.
 
 
+# Imports make many objects and no garbage, and so do archives' entries.
+_GC_THRESHOLD: Final = 100_000
+# Chunks of an archive are freed and allocated over and over.
+_LARGEST_CHUNK: Final = 4 << 20
+_KEPT_MEMORY: Final = 64 << 20
+
+
 def main() -> None:
+    gc.set_threshold(_GC_THRESHOLD)
+    keep_freed_memory(_LARGEST_CHUNK, _KEPT_MEMORY)
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=AnyJob)
     lock = threading.Lock()
     encode = msgspec.json.Encoder().encode

@@ -92,6 +92,7 @@ _SYS_FSCONFIG: Final = 431
 _SYS_FSMOUNT: Final = 432
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_PR_SET_PDEATHSIG: Final = 1
 _SYS_SETRESUID: Final = {"x86_64": 117, "aarch64": 147, "riscv64": 147}
 
 
@@ -173,6 +174,11 @@ def filesystem_type(fd: int) -> int:
     buffer = ctypes.create_string_buffer(256)  # struct statfs has 120 bytes; its first is a word
     _check(_libc.fstatfs(fd, buffer))
     return ctypes.c_ulong.from_buffer(buffer).value
+
+
+def set_parent_death_signal(sig: int) -> None:
+    """prctl(PR_SET_PDEATHSIG): a signal to this process when the thread that forked it ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(sig), *[ctypes.c_ulong(0)] * 3))
 
 
 def tee(source: int, sink: int, count: int, flags: int = 0) -> int:
