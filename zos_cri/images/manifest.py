@@ -181,7 +181,7 @@ def _is_image(found: Descriptor) -> bool:
 def _decode(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body, type=dict[str, Any])
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # wrong JSON, wrong UTF-8, or nested too deep
         raise DataLoss(f"a manifest that is no JSON object: {error}") from error
 
 

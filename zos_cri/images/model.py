@@ -183,17 +183,23 @@ def parse_config(raw: bytes) -> tuple[ImageConfig, dict[str, Any]]:
     Raises:
         ValueError: it isn't JSON, or a field isn't of the type the specification gives it.
     """
-    document = msgspec.json.decode(raw, type=dict[str, Any])
+    try:
+        document = msgspec.json.decode(raw, type=dict[str, Any])
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
     inner = document.get("config") or {}
     if not isinstance(inner, dict):
         raise ValueError("config: not an object")
+    volumes = inner.get("Volumes") or {}
+    if not isinstance(volumes, dict):
+        raise ValueError("config.Volumes: not an object")
     fields = {
         "user": inner.get("User") or "",
         "env": inner.get("Env") or (),
         "entrypoint": inner.get("Entrypoint") or (),
         "cmd": inner.get("Cmd") or (),
         "working_dir": inner.get("WorkingDir") or "",
-        "volumes": tuple(sorted(inner.get("Volumes") or ())),
+        "volumes": tuple(sorted(volumes)),
         "stop_signal": inner.get("StopSignal") or "",
         "labels": inner.get("Labels") or {},
     }
