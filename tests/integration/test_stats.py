@@ -187,9 +187,17 @@ def test_every_metric_is_there(bridged: Server) -> None:
         config = cri_pb2.LinuxContainerConfig(resources=limits)
         id_ = bridged.run_container(cri, pod, linux=config)
         request = cri_pb2.ListPodSandboxMetricsRequest()
-        (found,) = cri.ListPodSandboxMetrics(request).pod_metrics
+
+        def executed() -> Any:
+            """The metrics, once the runtime's init, which has threads, has become `sleep`."""
+            (found,) = cri.ListPodSandboxMetrics(request).pod_metrics
+            (container,) = found.container_metrics
+            assert (found.pod_sandbox_id, container.container_id) == (pod, id_)
+            threads = [m for m in container.metrics if m.name == "container_threads"]
+            return found if [m.value.value for m in threads] == [1] else None
+
+        found = wait_for(executed)
         (container,) = found.container_metrics
-        assert (found.pod_sandbox_id, container.container_id) == (pod, id_)
         for metric in (*found.metrics, *container.metrics):
             assert len(metric.label_values) == len(keys[metric.name])
             assert metric.metric_type == DESCRIPTORS[metric.name].type

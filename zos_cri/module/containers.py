@@ -208,6 +208,7 @@ class Containers:
             )
         # Wait is asked before the start, so that no exit can fall between the two.
         self.exits.watch(meta.id, shim)
+        started_at = time.time_ns()  # a short one may have ended before the answer is here
         with self._metrics.stage("start_container", "start"):
             # A checkpoint is read only now, and its first process is known only afterwards.
             timeout = CREATE_TIMEOUT if meta.checkpoint else START_TIMEOUT
@@ -218,7 +219,7 @@ class Containers:
                 status,
                 state=advance(CONTAINER, status.state, ContainerEvent.STARTED),
                 pid=pid,
-                started_at=time.time_ns(),
+                started_at=started_at,
             ),
         )
         self.exits.started(meta.id)

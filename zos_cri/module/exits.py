@@ -303,6 +303,8 @@ def _ended(status: ContainerStatus, noted: NotedExit | None) -> ContainerStatus:
         status,
         state=advance(CONTAINER, status.state, ContainerEvent.EXITED),
         pid=0,
+        # Nothing ends before it starts, though a clock was set back or the start wasn't recorded.
+        started_at=min(status.started_at or exit_.at, exit_.at),
         finished_at=exit_.at,
         exit_code=exit_.code,
         reason=reason,

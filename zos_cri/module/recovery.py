@@ -162,6 +162,8 @@ async def _ask_again(containers: Containers, record: ContainerRecord, shim: Shim
 
 
 async def _running(containers: Containers, record: ContainerRecord, *, pid: int) -> None:
+    started_at = record.status.started_at or await _created_at(record)
+
     def change(status: ContainerStatus) -> ContainerStatus:
         if status.state is ContainerState.RUNNING:
             return status
@@ -174,7 +176,7 @@ async def _running(containers: Containers, record: ContainerRecord, *, pid: int)
             status,
             state=advance(CONTAINER, status.state, event),
             pid=pid,
-            started_at=status.started_at or time.time_ns(),
+            started_at=status.started_at or started_at,
         )
 
     await containers.table.note(record.meta.id, change)
@@ -187,6 +189,15 @@ async def _change(containers: Containers, id_: str, event: ContainerEvent) -> No
             status, state=advance(CONTAINER, status.state, event)
         ),
     )
+
+
+async def _created_at(record: ContainerRecord) -> int:
+    """When the runtime had made the task, right before its start; now, where that isn't known."""
+    try:
+        stat = await blocking.call(Path(record.meta.bundle, bundles.INIT_PID).stat)
+    except OSError:
+        return time.time_ns()
+    return stat.st_mtime_ns
 
 
 async def _has_bundle(record: ContainerRecord) -> bool:

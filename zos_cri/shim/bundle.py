@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 CONFIG: Final = "config.json"
 RECORD: Final = "shim.json"
 LOG: Final = "log"
-# Both are read by the runc shim; a pod's containers carry this one with Kubernetes too.
 # Written by the shim and the runtime in the course of a Create.
-RUNTIME_FILES: Final = ("init.pid", ".init.pid", "log.json")
+INIT_PID: Final = "init.pid"
+RUNTIME_FILES: Final = (INIT_PID, ".init.pid", "log.json")
+# Read by the runc shim; a pod's containers carry it with Kubernetes too.
 GROUP_ANNOTATION: Final = "io.kubernetes.cri.sandbox-id"
 _RECORD_VERSION: Final = 1
 # A full OCI spec with its seccomp profile has about 20 KiB.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import NamedTuple
 
 import msgspec
@@ -128,6 +129,26 @@ async def test_the_true_time_of_an_exit_is_kept(bench):
     await until(lambda: bench.status().state is C.EXITED)
     assert bench.status().finished_at == EXIT_AT
     assert bench.status().started_at == 1
+
+
+async def test_a_start_that_was_not_recorded_was_when_its_task_was_made(bench):
+    await remember(bench, C.STARTING)
+    arrange(bench, TaskStatus.STOPPED)
+    made = bench.shims.bundles / ID / "init.pid"
+    made.touch()
+    os.utime(made, ns=(EXIT_AT - 5, EXIT_AT - 5))
+    await recover(bench)
+    await until(lambda: bench.status().state is C.EXITED)
+    assert (bench.status().started_at, bench.status().finished_at) == (EXIT_AT - 5, EXIT_AT)
+
+
+@pytest.mark.parametrize("recorded", [0, EXIT_AT + 1])
+async def test_nothing_ends_before_it_starts(bench, recorded):
+    await remember(bench, C.RUNNING, started_at=recorded)
+    arrange(bench, LOST)
+    await recover(bench)
+    await until(lambda: bench.status().state is C.EXITED)
+    assert (bench.status().started_at, bench.status().finished_at) == (EXIT_AT, EXIT_AT)
 
 
 @pytest.mark.parametrize("shim", [GONE, LOST, UNKNOWN, TaskStatus.STOPPED])
