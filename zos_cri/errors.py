@@ -21,6 +21,7 @@ with the path or the id, and what to do about it. Where one error becomes anothe
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class Internal(Error):
     """A rule was broken, by a peer or by us."""
 
 
+_EXHAUSTED: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 _CODES: Final[Mapping[type[BaseException], str]] = {
     InvalidArgument: "INVALID_ARGUMENT",
     NotFound: "NOT_FOUND",
@@ -102,10 +106,17 @@ def grpc_code(error: BaseException) -> str:
     A name, not a `grpc.StatusCode`, so that processes without gRPC (the logger, the pull worker)
     can use these errors.
     """
+    if exhausted(error):
+        return "RESOURCE_EXHAUSTED"
     for cls in type(error).__mro__:
         if cls in _CODES:
             return _CODES[cls]
     return "UNKNOWN"
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether the host has run out of what was needed: room on a disk, descriptors, memory."""
+    return isinstance(error, OSError) and error.errno in _EXHAUSTED
 
 
 def one_line(error: BaseException) -> str:

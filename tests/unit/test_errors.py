@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+
 import grpc
 import pytest
 
@@ -38,6 +40,9 @@ def test_packages_derive_theirs_and_keep_the_code():
         (ValueError("x"), "UNKNOWN"),
         (errors.Error("x"), "UNKNOWN"),
         (KeyError("x"), "UNKNOWN"),
+        (OSError(errno.ENOENT, "x"), "UNKNOWN"),
+        (OSError(errno.ENOSPC, "No space left on device"), "RESOURCE_EXHAUSTED"),
+        (OSError(errno.EMFILE, "Too many open files"), "RESOURCE_EXHAUSTED"),
     ],
 )
 def test_codes_of_other_errors(error, code):

@@ -178,11 +178,17 @@ _KINDS = {
 }
 
 
-def failed(error: BaseException) -> Failed:
-    """An error as an event: its nearest class of `zos_cri.errors`, or Internal."""
+def failed(error: BaseException, where: str = "") -> Failed:
+    """An error as an event: its nearest class of `zos_cri.errors`, or what fits best.
+
+    Args:
+        where: the directory that was worked in, for errors of the kernel that name no file.
+    """
     for cls in type(error).__mro__:
         if cls.__name__ in _KINDS and cls is not errors.Error:
             return Failed(cls.__name__, errors.one_line(error))
+    if errors.exhausted(error):
+        return Failed("ResourceExhausted", f"{where}: {errors.one_line(error)}")
     return Failed("Internal", f"{type(error).__name__}: {errors.one_line(error)}")
 
 

@@ -71,7 +71,7 @@ def main() -> None:
             spread_subdirectories(job.staging)
         emit(_run(job, emit))
     except BaseException as error:
-        emit(failed(error))
+        emit(failed(error, job.staging))
         if os.environ.get("ZOS_CRI_WORKER_TRACEBACK"):
             raise
     finally:
