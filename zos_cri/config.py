@@ -79,6 +79,12 @@ class ImageConfig(_Section, frozen=True):
     # <host>/hosts.toml below these: mirrors, CAs, certificates; the first that knows a host counts
     certs_dirs: tuple[str, ...] = ("/etc/zos-cri/certs.d", "/etc/containerd/certs.d")
     busybox: str = "/bin/busybox"  # what the built-in image is made of; must be static
+    # a connection that brings less for so many seconds is given up, for a new one or the next host
+    min_throughput: Annotated[float, msgspec.Meta(ge=0)] = 1024.0  # bytes a second
+    stall_timeout: Seconds = 30.0
+    connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 6  # to registries, of one pull
+    max_layer_bytes: Annotated[int, msgspec.Meta(gt=0)] = 1 << 40  # of one layer, unpacked
+    min_free_bytes: NotNegative = 256 << 20  # of the disk; pulls leave it alone
 
 
 class ContainerLogConfig(_Section, frozen=True):

@@ -144,6 +144,14 @@ def test_failures_are_counted_by_reason(server: Server, registry: Registry) -> N
     assert 'zos_cri_image_pulls_total{error=""}' not in now
 
 
+def test_the_limit_of_a_layer_is_configured(registry: Registry) -> None:
+    ref = image(registry)
+    with serving(UPSTREAM, extra=f"[images]\nmax_layer_bytes = {SIZE // 2}\n") as server:
+        done = server.cli("pull", ref)
+        assert done.returncode != 0
+        assert f"larger than {SIZE // 2} bytes" in done.stderr
+
+
 def test_what_images_and_containers_take(server: Server, registry: Registry) -> None:
     """ImageFsInfo counts archives, layers and what containers have written."""
     ref = image(registry)

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.config import Config, handlers, warm_shims
+from zos_cri.config import Config, ImageConfig, handlers, warm_shims
 from zos_cri.cri import facts
 from zos_cri.host import host_facts, with_default_profile
+from zos_cri.images.jobs import Fetching
+from zos_cri.images.model import Floor
 from zos_cri.images.store import ImageStore
 from zos_cri.linux import blocking, dynmods
 from zos_cri.linux.cgroup import Cgroups
@@ -125,11 +127,22 @@ async def _shims(config: Config, undo: AsyncExitStack) -> ShimManager:
     return shims
 
 
+def fetching(given: ImageConfig) -> Fetching:
+    """What the configuration says of pulls."""
+    return Fetching(
+        floor=Floor(rate=given.min_throughput, window=given.stall_timeout),
+        connections=given.connections,
+        max_layer_bytes=given.max_layer_bytes,
+        min_free_bytes=given.min_free_bytes,
+    )
+
+
 async def _images(config: Config, metrics: Metrics, undo: AsyncExitStack) -> ImageStore:
     images = ImageStore(
         config.state_dir / "images",
         busybox=Path(config.images.busybox),
         certs_dirs=[Path(each) for each in config.images.certs_dirs],
+        fetching=fetching(config.images),
         on_report=metrics.pulled,
     )
     await images.start()
