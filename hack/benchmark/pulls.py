@@ -112,8 +112,8 @@ class Registry:
             return str(reply.headers.get("Location", ""))
 
 
-def pull(target: Target, reference: str) -> tuple[float, float]:
-    """Seconds that a pull took, and CPU seconds; the image is removed again."""
+def pull(target: Target, reference: str, *, keep: bool) -> tuple[float, float]:
+    """Seconds that a pull took, and CPU seconds; unless `keep`, the image is removed again."""
     with grpc.insecure_channel(target.endpoint) as channel:
         stub = cri_pb2_grpc.ImageServiceStub(channel)  # type: ignore[no-untyped-call]
         image = pb.ImageSpec(image=reference)
@@ -122,7 +122,8 @@ def pull(target: Target, reference: str) -> tuple[float, float]:
         stub.PullImage(pb.PullImageRequest(image=image), timeout=TIMEOUT)
         seconds = time.perf_counter() - begun
         cpu = (target.cpu() or 0.0) - before
-        stub.RemoveImage(pb.RemoveImageRequest(image=image), timeout=TIMEOUT)
+        if not keep:
+            stub.RemoveImage(pb.RemoveImageRequest(image=image), timeout=TIMEOUT)
     time.sleep(1.0)  # both collect what was removed in the background
     os.sync()
     return seconds, cpu
@@ -148,6 +149,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--shim", type=Path, default=TOOLS / "containerd-shim-runc-v2")
     parser.add_argument("--runtime", type=Path, default=TOOLS / "runc")
     parser.add_argument("--json", type=Path, help="write all measurements there")
+    parser.add_argument("--only", choices=("large", "small"), help="one of the two images")
     options = parser.parse_args(argv)
     if os.environ.get("REGISTRY") is None:
         # In namespaces of our own, beside a registry that ends with us.
@@ -156,19 +158,26 @@ def main(argv: list[str]) -> int:
         return subprocess.run([*command, *own], check=False).returncode
     chance = random.Random(1)
     registry = Registry(os.environ["REGISTRY"])
-    references = {
-        f"{LAYERS} layers of {LAYER_MIB} MiB": registry.push("bench/large", large(chance)),
-        f"1 layer of {FILES} files": registry.push("bench/small", small(chance)),
-    }
+    # The first round warms both up, and doesn't count.
+    images: dict[str, list[str]] = {}
+    if options.only != "small":
+        reference = registry.push("bench/large", large(chance))
+        images[f"{LAYERS} layers of {LAYER_MIB} MiB"] = [reference] * (options.rounds + 1)
+    if options.only != "large":
+        # Each round has an image of its own, which stays: ext4 takes long to make files where
+        # others were removed in the last minutes, and nodes don't pull what they removed just now.
+        images[f"1 layer of {FILES} files"] = [
+            registry.push(f"bench/small{n}", small(chance)) for n in range(options.rounds + 1)
+        ]
     measured: dict[str, dict[str, list[float]]] = {}
     with serving(options, Path(os.environ["CERTS_D"])) as targets:
-        for what, reference in references.items():
+        for what, references in images.items():
             times: dict[str, list[float]] = {name: [] for name in targets}
             cpu: dict[str, list[float]] = {name: [] for name in targets}
-            for round_ in range(-1, options.rounds):  # the first warms both up, and doesn't count
+            for round_, reference in enumerate(references):
                 for name, target in targets.items():
-                    took, used = pull(target, reference)
-                    if round_ >= 0:
+                    took, used = pull(target, reference, keep=len(set(references)) > 1)
+                    if round_ > 0:
                         times[name].append(took)
                         cpu[name].append(used)
             for kind, unit, found in ((what, "s", times), ("", "CPU s", cpu)):

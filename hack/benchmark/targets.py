@@ -212,6 +212,13 @@ runtime = "{setting.runtime}"
     def _argv(self) -> Sequence[str]:
         return [sys.executable, "-m", "zos_cri", "serve", "--config", str(self._config)]
 
+    def _environment(self) -> dict[str, str]:
+        # As it is once installed: compiled, and only once.
+        return {
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(self.spot.state / "pycache"),
+        }
+
     def _working_directory(self) -> Path:
         return self._tree  # `-m` looks there first
 

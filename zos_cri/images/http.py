@@ -10,7 +10,6 @@ import os
 import ssl
 import threading
 import time
-import urllib.request
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -135,7 +134,8 @@ class Client:
         self._scheme = "https" if host.scheme == "auto" else host.scheme
         self._settled = host.scheme != "auto"
         self._lock = threading.Lock()
-        self._managers: dict[tuple[bool, str], urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, bool, str], urllib3.PoolManager] = {}
+        self._contexts: dict[bool, ssl.SSLContext] = {}  # the host's own, and that for others
 
     def forget_connections(self) -> None:
         """In a process that was forked: the connections are the parent's, and aren't used here."""
@@ -222,20 +222,35 @@ class Client:
         ours = parts.netloc == self.host.host
         proxy = proxy_for(parts.scheme, parts.netloc, self._environ)
         with self._lock:
-            manager = self._managers.get((ours, proxy))
+            key = (parts.scheme, ours, proxy)
+            manager = self._managers.get(key)
             if manager is None:
-                context = self._context() if ours else ssl.create_default_context()
+                secure = "https" in (parts.scheme, urlsplit(proxy).scheme)
+                context = self._context(ours) if secure else None
                 if proxy:
                     manager = urllib3.ProxyManager(
                         proxy, maxsize=self._connections, ssl_context=context
                     )
                 else:
                     manager = urllib3.PoolManager(maxsize=self._connections, ssl_context=context)
-                self._managers[(ours, proxy)] = manager
+                self._managers[key] = manager
             return manager
 
-    def _context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context()
+    def _context(self, ours: bool) -> ssl.SSLContext:
+        """Made once: reading the system's certificates takes as long as a small pull."""
+        context = self._contexts.get(ours)
+        if context is None:
+            context = self._own_context() if ours else ssl.create_default_context()
+            self._contexts[ours] = context
+        return context
+
+    def _own_context(self) -> ssl.SSLContext:
+        if self.host.skip_verify:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        else:
+            context = ssl.create_default_context()
         try:
             for path in self.host.ca:
                 context.load_verify_locations(path)
@@ -247,9 +262,6 @@ class Client:
                 f"{self.host.host}: a certificate or key can't be used ({', '.join(files)}):"
                 f" {error}"
             ) from error
-        if self.host.skip_verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
         return context
 
 
@@ -264,6 +276,8 @@ def proxy_for(scheme: str, netloc: str, environ: Mapping[str, str]) -> str:
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
     if not proxy or name.startswith("127.") or name in ("localhost", "[::1]"):
         return ""
+    import urllib.request  # noqa: PLC0415 a worker's start is part of a pull
+
     excluded = {"no": lower.get("no_proxy", "")}
     if urllib.request.proxy_bypass_environment(host, excluded):  # type: ignore[attr-defined]
         return ""
