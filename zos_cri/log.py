@@ -80,6 +80,9 @@ def setup(*, level: str = "info", fmt: str = "text", stream: TextIO | None = Non
     handler.setFormatter(_JsonFormatter() if fmt == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    # A line's fields say where it is from: no look at the stack, nor at threads and processes.
+    logging._srcfile = None  # as its HOWTO says
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root.setLevel(level.upper())
 
 

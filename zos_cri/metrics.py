@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter as Counts
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -127,6 +128,10 @@ class Metrics:
             registry=self.registry,
         )
         self.audited(())  # an alert's series must be there before it fires
+        # `labels` takes longer than what is then done with it, 60 times a container.
+        self.in_flight = lru_cache(None)(self.rpcs_in_flight.labels)
+        self.duration = lru_cache(None)(self.rpc_duration.labels)
+        self._stage = lru_cache(None)(self.stage_duration.labels)
         build = Gauge(
             "zos_cri_build_info",
             "The version that runs; the value is always 1.",
@@ -161,7 +166,7 @@ class Metrics:
             self.errors.labels(f"{operation}/{stage}", grpc_code(error)).inc()
             raise
         finally:
-            self.stage_duration.labels(operation, stage).observe(time.perf_counter() - begun)
+            self._stage(operation, stage).observe(time.perf_counter() - begun)
 
     def watch(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]

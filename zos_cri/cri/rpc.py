@@ -94,8 +94,10 @@ class Rpcs:
         return wait_and_call
 
     def _unary(self, method: MethodDescriptor, call: Unary) -> Callable[[Any, Context], Any]:
+        fields = _log_fields(method)
+
         async def handle(request: Any, context: Context) -> Any:
-            with _Observed(self._metrics, method) as observed, bind(**_fields(method, request)):
+            with _Observed(self._metrics, method) as observed, bind(**fields(request)):
                 try:
                     return await call(request)
                 except Exception as error:
@@ -105,8 +107,10 @@ class Rpcs:
         return handle
 
     def _stream(self, method: MethodDescriptor, call: Stream) -> Callable[[Any, Context], Any]:
+        fields = _log_fields(method)
+
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Observed(self._metrics, method) as observed, bind(**_fields(method, request)):
+            with _Observed(self._metrics, method) as observed, bind(**fields(request)):
                 try:
                     # Closed with the call, so that a client that leaves frees what it reads from.
                     async with contextlib.aclosing(call(request)) as responses:
@@ -134,15 +138,15 @@ class _Observed:
         self.message = ""
 
     def __enter__(self) -> _Observed:
-        self._metrics.rpcs_in_flight.labels(self._method).inc()
+        self._metrics.in_flight(self._method).inc()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and issubclass(kind, (asyncio.CancelledError, GeneratorExit)):
             self._code = "CANCELLED"
-        self._metrics.rpcs_in_flight.labels(self._method).dec()
+        self._metrics.in_flight(self._method).dec()
         seconds = time.perf_counter() - self._begun
-        self._metrics.rpc_duration.labels(self._method, self._code).observe(seconds)
+        self._metrics.duration(self._method, self._code).observe(seconds)
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
@@ -160,12 +164,20 @@ def _serialize(message: Any) -> bytes:
     return data
 
 
-def _fields(method: MethodDescriptor, request: Any) -> dict[str, str]:
-    fields = {"rpc": method.name}
-    for name, key in _ID_FIELDS.items():
-        value = getattr(request, name, "")
-        if value:
-            fields[key] = value
+def _log_fields(method: MethodDescriptor) -> Callable[[Any], dict[str, str]]:
+    """What a request of this method adds to log lines: looked up once, not at each call."""
+    names = [
+        (name, key) for name, key in _ID_FIELDS.items() if name in method.input_type.fields_by_name
+    ]
+
+    def fields(request: Any) -> dict[str, str]:
+        found = {"rpc": method.name}
+        for name, key in names:
+            value = getattr(request, name)
+            if value:
+                found[key] = value
+        return found
+
     return fields
 
 

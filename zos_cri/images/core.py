@@ -18,6 +18,7 @@ from zos_cri.images.catalog import Catalog
 from zos_cri.images.layout import Layout
 from zos_cri.images.model import Image, Layer, NewImage, Usage
 from zos_cri.images.seals import Seals
+from zos_cri.linux.threads import Threads
 from zos_cri.log import get_log
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Core:
 
     def __init__(self, root: Path) -> None:
         self.layout = Layout(root)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="images")
+        self._writer = Threads("images", 1)
         self._sweeper = ThreadPoolExecutor(1, thread_name_prefix="images-sweep")
         self._catalog: Catalog | None = None
         self._lock_fd = -1
@@ -97,7 +98,7 @@ class Core:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._write(self._close)
-        self._writer.shutdown()
+        self._writer.close()
         self._sweeper.shutdown(cancel_futures=True)
 
     def _close(self) -> None:
@@ -114,8 +115,7 @@ class Core:
 
     async def _write(self, fn: Callable[..., T], *args: Any) -> T:
         """Runs `fn` in the thread that owns the catalogue; it goes on if the caller leaves."""
-        loop = asyncio.get_running_loop()
-        return await asyncio.shield(loop.run_in_executor(self._writer, fn, *args))
+        return await self._writer.submit(fn, *args)
 
     def _background(self, work: Callable[[], Awaitable[object]]) -> None:
         task = asyncio.ensure_future(_logged(work))

@@ -1,20 +1,22 @@
 """Blocking calls kept off the event loop: a shared pool for ours, a thread each for the users'.
 
 Our own paths (`/run/zos-cri`, `/var/lib/zos-cri`, `/proc`, `/sys`) answer in microseconds to
-milliseconds: `call` runs them in the loop's default executor, which is bounded. A path that a user
-names may lie on a dead NFS server, where a system call never returns and can't be interrupted:
-`call_abandonable` gives each such call a daemon thread of its own, so that one stuck volume uses
-up no pool and doesn't keep the process from ending.
+milliseconds: `call` runs them in a bounded number of threads. A path that a user names may lie on a
+dead NFS server, where a system call never returns and can't be interrupted: `call_abandonable`
+gives each such call a daemon thread of its own, so that one stuck volume uses up no pool and
+doesn't keep the process from ending.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from zos_cri.errors import DeadlineExceeded, ResourceExhausted
+from zos_cri.linux.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +29,12 @@ T = TypeVar("T")
 MAX_STUCK: Final = 256
 
 
+# The process's, whichever loop asks: what they do is short, and none belongs to a loop.
+_SHARED: Final = Threads("blocking", min(32, (os.cpu_count() or 1) + 4))
+
+
 async def call(fn: Callable[..., T], *args: Any, timeout: float | None = None) -> T:
-    """The result of `fn(*args)`, run in the loop's bounded default executor.
+    """The result of `fn(*args)`, run in one of a bounded number of threads.
 
     A running thread can't be stopped: when the caller is cancelled or `timeout` (seconds) runs
     out, the call goes on to its end and its result is dropped. Undo what it may have done.
@@ -36,15 +42,14 @@ async def call(fn: Callable[..., T], *args: Any, timeout: float | None = None) -
     Raises:
         DeadlineExceeded: `timeout` ran out.
     """
-    context = contextvars.copy_context()
-    future = asyncio.get_running_loop().run_in_executor(None, lambda: context.run(fn, *args))
-    future.add_done_callback(_retrieve)
+    future = _SHARED.submit(fn, *args)
+    if timeout is None:
+        return await future
     try:
-        # shield: cancelling a running thread's future would only lose its result
         async with asyncio.timeout(timeout):
-            return await asyncio.shield(future)
+            return await future
     except TimeoutError as error:
-        if future.done() and not future.cancelled() and future.exception() is error:
+        if not future.cancelled() and future.exception() is error:
             raise  # the function's own
         raise DeadlineExceeded(f"{_name(fn)}: not done within {timeout:g} s") from None
 
@@ -123,12 +128,6 @@ class _Abandonable(threading.Thread):
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
-
-
-def _retrieve(future: asyncio.Future[Any]) -> None:
-    """Marks an abandoned call's error as seen: its caller was told of the deadline instead."""
-    if not future.cancelled():
-        future.exception()
 
 
 def _name(fn: Callable[..., object]) -> str:

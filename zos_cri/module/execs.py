@@ -287,7 +287,8 @@ class Execs:
         """
         record = self._containers.running(id_)
         shim = self._containers.shim(id_)
-        spec = await blocking.call(bundles.read_config, Path(record.meta.bundle))
+        # On the loop, as `_open`: some 20 KiB in /run; a thread would take longer to be woken.
+        spec = bundles.read_config(Path(record.meta.bundle))
         exec_ = Exec(
             container=record.meta.id,
             directory=self._directory / record.meta.id / secrets.token_hex(16),

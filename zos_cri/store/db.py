@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -29,6 +28,7 @@ from zos_cri.errors import (
     one_line,
 )
 from zos_cri.failpoints import step
+from zos_cri.linux.threads import Threads
 from zos_cri.log import get_log
 from zos_cri.store.model import (
     VERSION,
@@ -82,12 +82,12 @@ class Database:
             DataLoss: it is no SQLite file, or a damaged one.
         """
         self._path = path
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state-db")
+        self._thread = Threads("state-db", 1)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
         try:
-            self._connection = self._thread.submit(self._open).result()
+            self._connection = self._thread.wait_for(self._open)
         except BaseException:
-            self._thread.shutdown()
+            self._thread.close()
             raise
         self.sandboxes: Table[SandboxMeta, SandboxStatus] = Table(
             self, "sandbox", SandboxMeta, SandboxStatus, key=lambda meta: meta.name
@@ -151,9 +151,8 @@ class Database:
             ResourceExhausted: the disk is full.
             Unavailable: the file can't be written for another reason.
         """
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._connection.execute, sql, values)
+            await self._thread.submit(self._connection.execute, sql, values)
         except sqlite3.Error as error:
             full = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
             kind = ResourceExhausted if full else Unavailable
@@ -165,14 +164,14 @@ class Database:
         def run() -> list[tuple[Any, ...]]:
             return self._connection.execute(sql, values).fetchall()
 
-        return self._thread.submit(run).result()
+        return self._thread.wait_for(run)
 
     def close(self) -> None:
         """Ends the writer after what was queued, and closes the file."""
         self.sandboxes.close()
         self.containers.close()
-        self._thread.submit(self._connection.close).result()
-        self._thread.shutdown()
+        self._thread.wait_for(self._connection.close)
+        self._thread.close()
 
 
 class Table(Generic[Meta, Status]):
