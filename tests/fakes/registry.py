@@ -239,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.stall_after >= 0:
             self.wfile.write(content[: fault.stall_after])
             self.wfile.flush()
-            (fault.gate or self.owner.stopped).wait(60)
+            (fault.gate or self.owner.stopped).wait()
             if fault.gate is not None:
                 self.wfile.write(content[fault.stall_after :])
             self.close_connection = True

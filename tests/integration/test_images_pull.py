@@ -282,11 +282,10 @@ async def test_a_registry_without_ranges(store: ImageStore, registry: Registry, 
 async def test_a_stall_ends_at_the_floor(store: ImageStore, registry: Registry) -> None:
     ref = large(registry, 500_000)
     layer = registry.layers_of("large", "1")[0]
-    registry.faults[layer] = [Fault(stall_after=100_000)]
-    began = time.monotonic()
-    image_id = await store.pull(ref)
+    registry.faults[layer] = [Fault(stall_after=100_000)]  # until the registry is closed
+    image_id = await store.pull(ref, timeout=120)
     assert len(content(store, image_id, "blob")) == 500_000
-    assert time.monotonic() - began < 20
+    assert registry.count(layer) == 2
 
 
 async def test_a_trickle_is_a_stall_too(store: ImageStore, registry: Registry) -> None:
