@@ -70,7 +70,7 @@ class Bench:
             handlers={"runc": HANDLER},
             bundle_dir=self.shims.bundles,
             metrics=self.metrics,
-            oom_kills=lambda cgroup: self.oom_kills.get(cgroup, 0),
+            oom_counts=lambda _cgroup: dict(self.oom_kills),
             drain_timeout=0.2,
         )
         containers.own("owner", self.owner)

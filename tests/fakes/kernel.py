@@ -258,6 +258,9 @@ class FakeCgroups(Recorder):
     def oom_kills(self, path: str) -> int:
         return self.kills.get(path, 0)
 
+    def oom_counts(self, path: str) -> dict[str, int]:
+        return {path: self.kills.get(path, 0)}
+
     def apply(self, path: str, limits: Limits) -> None:
         self.record("apply", path)
         if path not in self.groups:

@@ -20,6 +20,7 @@ from zos_cri.metrics import Metrics
 from zos_cri.module.containers import Containers
 from zos_cri.module.execs import Execs
 from zos_cri.module.module import ContainerModule
+from zos_cri.module.oom import TASK_OOM
 from zos_cri.module.specs import ModuleSpecs, usage
 from zos_cri.oci.process import exec_process
 from zos_cri.shim.bootstrap import DialectCache
@@ -31,6 +32,7 @@ from zos_cri.shim.publish import write_executable
 from zos_cri.store.db import Database
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
 
     from zos_cri.module.rootfs import DirectoryRootfs
@@ -71,7 +73,8 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     database = Database(config.state_dir / "state.db")
     undo.callback(database.close)
     metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)
-    shims = await _shims(config, undo)
+    events = ShimEvents()
+    shims = await _shims(config, events, undo)
     warm = WarmShims(shims, warm_shims(config), handlers(config))
     undo.push_async_callback(warm.close)
     containers = Containers(
@@ -80,9 +83,10 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         handlers=handlers(config),
         bundle_dir=shims.bundles,
         metrics=metrics,
-        oom_kills=cgroups.oom_kills,
+        oom_counts=cgroups.oom_counts,
         drain_timeout=config.exec.drain_timeout,
     )
+    events.on_oom = containers.exits.oom_told
     execs = Execs(
         containers=containers,
         directory=config.run_dir / "exec",
@@ -104,12 +108,12 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     )
 
 
-async def _shims(config: Config, undo: AsyncExitStack) -> ShimManager:
+async def _shims(config: Config, on_event: ShimEvents, undo: AsyncExitStack) -> ShimManager:
     run = config.run_dir
     address = str(run / "events.sock")
     publish = run / "publish"
     write_executable(publish, address)
-    events = EventServer(_ignore_event)
+    events = EventServer(on_event)
     await events.start(address)
     undo.push_async_callback(events.close)
     launcher = Launcher(
@@ -170,6 +174,16 @@ def build_module(core: Core, rootfs: DirectoryRootfs) -> ContainerModule:
     )
 
 
-def _ignore_event(event: Event) -> None:
-    """Exits are learnt by Wait; a shim without a listener for its events would only retry."""
-    _log.debug("shim event", topic=event.topic)
+class ShimEvents:
+    """What comes of shims' events: exits are learnt by Wait, and only OOM kills are listened to.
+
+    A shim without a listener for its events would only retry.
+    """
+
+    def __init__(self) -> None:
+        self.on_oom: Callable[[str], None] | None = None  # set before any shim is spoken to
+
+    def __call__(self, event: Event) -> None:
+        _log.debug("shim event", topic=event.topic)
+        if event.topic == TASK_OOM and self.on_oom is not None:
+            self.on_oom(event.message.container_id)

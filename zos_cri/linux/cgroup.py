@@ -256,6 +256,25 @@ class Cgroups:
         """How many processes in it, and below it, the kernel killed for want of memory."""
         return _oom_kills(self.paths(path))
 
+    def oom_counts(self, path: str) -> dict[str, int]:
+        """`oom_kills` of a cgroup by its path, and of a systemd scope, which goes with its last
+        process, also of what outlives it: the slices above (version 2), and "" for the whole host.
+        What isn't there has no entry.
+        """
+        found = {}
+        if (memory := self.paths(path).of("memory")) and os.path.isdir(memory):
+            found[path] = self.oom_kills(path)
+        if not path.endswith(".scope"):
+            return found
+        above = path
+        while above := above.rpartition("/")[0]:
+            where = self.paths(above)
+            # Version 1 counts for each cgroup alone, and those that are gone don't count.
+            if where.v2 and where.of("memory") == where.v2 and os.path.isdir(where.v2):
+                found[above] = stats.oom_kills_v2(where.v2)
+        found[""] = stats.read_keyed("/proc", "vmstat").get("oom_kill", 0)
+        return found
+
     def apply(self, path: str, limits: Limits) -> None:
         """Writes limits; what is None in them is left as it is.
 

@@ -62,14 +62,15 @@ class Containers:
         handlers: Mapping[str, Handler],
         bundle_dir: Path,
         metrics: Metrics,
-        oom_kills: Callable[[str], int],
+        oom_counts: Callable[[str], Mapping[str, int]],
         drain_timeout: float,
         signal_init: SignalInit = signal_in_cgroup,
     ) -> None:
         """
         Args:
             bundle_dir: where bundles are made, `<bundle_dir>/<id>`.
-            oom_kills: counts the OOM kills in a cgroup (logical path); called in a thread.
+            oom_counts: the OOM kills in a cgroup (logical path), and in what outlives it; called
+                in a thread. See `Cgroups.oom_counts`.
             drain_timeout: seconds that open output may hold an exit back.
             signal_init: sends a signal to a first process, without the runtime's help.
         """
@@ -87,7 +88,7 @@ class Containers:
         self.exits = Exits(
             table=table,
             metrics=metrics,
-            oom_kills=oom_kills,
+            oom_counts=oom_counts,
             owner=self.owner,
             publish=self._publish,
             drain_timeout=drain_timeout,
@@ -206,6 +207,7 @@ class Containers:
                 checkpoint=meta.checkpoint,
                 timeout=CREATE_TIMEOUT,
             )
+        await self.exits.starting(meta)
         # Wait is asked before the start, so that no exit can fall between the two.
         self.exits.watch(meta.id, shim)
         started_at = time.time_ns()  # a short one may have ended before the answer is here

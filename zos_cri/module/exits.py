@@ -12,13 +12,14 @@ import msgspec
 from zos_cri.errors import DeadlineExceeded, Error, NotFound, Unavailable, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
+from zos_cri.module import oom
 from zos_cri.module.types import ContainerEventKind
 from zos_cri.shim.task import Exit, TaskStatus
 from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, advance, allows
 from zos_cri.store.model import EXIT_CODE_UNKNOWN, ContainerMeta, ContainerStatus, NotedExit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from zos_cri.metrics import Metrics
     from zos_cri.module.types import ContainerRecord, Owner
@@ -41,6 +42,8 @@ class _Watch:
         self.exited = asyncio.Event()
         self.kill_at = math.inf  # time.monotonic() at which a stop under way turns to SIGKILL
         self.shortened = asyncio.Event()
+        self.kills_before: Mapping[str, int] = {}  # OOM kills when it was started
+        self.oom = asyncio.Event()  # the shim has told of one
         self.waiting: asyncio.Task[None] | None = None
         self.handling: asyncio.Task[None] | None = None
 
@@ -53,14 +56,14 @@ class Exits:
         *,
         table: Table[ContainerMeta, ContainerStatus],
         metrics: Metrics,
-        oom_kills: Callable[[str], int],
+        oom_counts: Callable[[str], Mapping[str, int]],
         owner: Callable[[str], Owner | None],
         publish: Callable[[ContainerEventKind, ContainerRecord], None],
         drain_timeout: float,
     ) -> None:
         self._table = table
         self._metrics = metrics
-        self._oom_kills = oom_kills
+        self._oom_counts = oom_counts
         self._owner = owner
         self._publish = publish
         self._drain_timeout = drain_timeout
@@ -77,6 +80,17 @@ class Exits:
         if watch.waiting is not None:
             watch.waiting.cancel()
         watch.waiting = asyncio.create_task(self._wait_for_exit(id_, shim), name=f"wait {id_}")
+
+    async def starting(self, meta: ContainerMeta) -> None:
+        """To be called before a start: notes the OOM kills that its own would be mistaken for."""
+        if oom.vanishes(meta.cgroup):
+            self._watch(meta.id).kills_before = await self._kills(meta)
+
+    def oom_told(self, id_: str) -> None:
+        """The shim says that a process of a container was killed for want of memory."""
+        watch = self._watches.get(id_)
+        if watch is not None:
+            watch.oom.set()
 
     def started(self, id_: str) -> None:
         """The start is recorded: an exit may be told."""
@@ -142,7 +156,7 @@ class Exits:
         """Writes down what the shim knows of an exit, or finds what was written down before."""
         if record.status.noted_exit is not None or exit_ is None:
             return record.status.noted_exit
-        killed = await self._count_oom_kills(record.meta)
+        killed = await self._count_oom_kills(record.meta, exit_)
         noted = NotedExit(exit_.status, exit_.exited_at_ns or time.time_ns(), killed)
         await self._table.note(
             record.meta.id, lambda status: msgspec.structs.replace(status, noted_exit=noted)
@@ -176,14 +190,29 @@ class Exits:
         if ended is not None:
             self._publish(ContainerEventKind.STOPPED, ended)
 
-    async def _count_oom_kills(self, meta: ContainerMeta) -> int:
-        if not meta.cgroup:
+    async def _count_oom_kills(self, meta: ContainerMeta, exit_: Exit) -> int:
+        kills = await self._kills(meta)
+        if meta.cgroup in kills or not oom.vanishes(meta.cgroup):
+            return kills.get(meta.cgroup, 0)
+        watch = self._watch(meta.id)
+        if not oom.somebody_killed(meta.cgroup, watch.kills_before, kills):
             return 0
         try:
-            return await blocking.call(self._oom_kills, meta.cgroup, timeout=OOM_READ_TIMEOUT)
+            async with asyncio.timeout(oom.EVENT_TIMEOUT):
+                await watch.oom.wait()
+        except TimeoutError:
+            stopping = watch.kill_at < math.inf
+            return int(exit_.status == oom.KILLED and not stopping)
+        return 1
+
+    async def _kills(self, meta: ContainerMeta) -> Mapping[str, int]:
+        if not meta.cgroup:
+            return {}
+        try:
+            return await blocking.call(self._oom_counts, meta.cgroup, timeout=OOM_READ_TIMEOUT)
         except (Error, OSError) as error:
             _log.debug("no OOM count", container=meta.id, error=one_line(error))
-            return 0
+            return {}
 
     async def _delete_quietly(self, meta: ContainerMeta, shim: Shim | None) -> None:
         if shim is None:

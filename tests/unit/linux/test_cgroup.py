@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import uuid
 from pathlib import Path
@@ -453,6 +454,23 @@ async def test_what_the_host_cannot_limit(groups, path):
     groups.create(path)
     with pytest.raises(FailedPrecondition, match=r"no such_x controller|needs cgroup version 2"):
         groups.apply(path, Limits(unified={"memory.high": "1"}))
+
+
+def test_what_is_left_of_oom_kills_where_a_scope_is_gone(tmp_path):
+    (tmp_path / "cgroup.controllers").write_text("memory\n")
+    scope = tmp_path / "a.slice/b.slice/c.scope"
+    scope.mkdir(parents=True)
+    for directory, kills in ((scope, 1), (scope.parent, 3), (scope.parents[1], 4)):
+        (directory / "memory.events").write_text(f"oom 9\noom_kill {kills}\n")
+    groups = Cgroups(str(tmp_path))
+    path = "/a.slice/b.slice/c.scope"
+    found = groups.oom_counts(path)
+    assert found.pop("") >= 0
+    assert found == {path: 1, "/a.slice/b.slice": 3, "/a.slice": 4}
+    shutil.rmtree(scope)
+    assert set(groups.oom_counts(path)) == {"/a.slice/b.slice", "/a.slice", ""}
+    assert groups.oom_counts("/a.slice") == {"/a.slice": 4}
+    assert groups.oom_counts("/gone") == {}
 
 
 def test_reading_is_the_controllers_own_version(tmp_path):

@@ -41,11 +41,66 @@ async def test_an_exit_is_told_with_its_code_time_and_reason(bench, code, oom, r
     assert bench.metric("zos_cri_container_exits_total", reason=reason) == 1
 
 
+SCOPE = "/pod.slice/c.scope"
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Shims' events don't come late."""
+    monkeypatch.setattr("zos_cri.module.oom.EVENT_TIMEOUT", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("code", "killed", "told", "reason"),
+    [
+        (137, 1, True, "OOMKilled"),
+        (0, 1, True, "OOMKilled"),  # a child
+        (137, 1, False, "OOMKilled"),  # nobody else kills it
+        (3, 1, False, "Error"),  # somebody else's child
+        (137, 0, False, "Error"),
+        (0, 0, False, "Completed"),
+    ],
+)
+async def test_a_scope_that_is_gone_with_its_count(bench, code, killed, told, reason):
+    bench.oom_kills |= {"/pod.slice": 2, "": 7}
+    await bench.run(cgroup=SCOPE)
+    bench.oom_kills[""] = 8  # another pod's doesn't count
+    bench.oom_kills["/pod.slice"] += killed
+    if told:
+        bench.containers.exits.oom_told(ID)
+    bench.containers.exits.oom_told("unknown")
+    bench.tasks.end(ID, code)
+    await until(lambda: exited(bench))
+    assert bench.status().reason == reason
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_stopped_container_was_not_killed_for_memory(bench):
+    """A stop's SIGKILL, and somebody else's kill: nothing says that they are one."""
+    bench.oom_kills |= {"/pod.slice": 0}
+    await bench.run(cgroup=SCOPE)
+    bench.oom_kills["/pod.slice"] = 1
+    bench.containers.exits.shorten(ID, time.monotonic())
+    bench.tasks.end(ID, 137)
+    await until(lambda: exited(bench))
+    assert bench.status().reason == "Error"
+
+
+async def test_a_scope_whose_count_is_there_still(bench):
+    bench.oom_kills |= {SCOPE: 0, "/pod.slice": 0}
+    await bench.run(cgroup=SCOPE)
+    bench.oom_kills |= {SCOPE: 0, "/pod.slice": 1}
+    bench.tasks.end(ID, 137)
+    await until(lambda: exited(bench))
+    assert bench.status().reason == "Error"
+
+
 async def test_an_unreadable_oom_count_holds_nothing_up(bench):
     def gone(cgroup):
         raise FileNotFoundError(cgroup)
 
-    bench.containers.exits._oom_kills = gone
+    bench.containers.exits._oom_counts = gone
     await bench.run(cgroup="/c")
     bench.tasks.end(ID, 1)
     await until(lambda: exited(bench))
