@@ -96,6 +96,7 @@ class Server:
         self.cni = cni
         self.conf_dir = self.state / "net.d"
         self.process: subprocess.Popen[bytes] | None = None
+        self.pass_fds: tuple[int, ...] = ()  # to `before`
         for directory in (self.run, self.state, self.logs, self.conf_dir):
             directory.mkdir(parents=True)
         self.config = self.state / "config.toml"
@@ -146,7 +147,13 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
+                pass_fds=self.pass_fds,
             )
+        self.wait_until_ready(begin)
+
+    def wait_until_ready(self, begin: int) -> None:
+        """Waits until the log says so behind this offset."""
+        assert self.process is not None
         deadline = time.monotonic() + START_TIMEOUT
         while b"zos_cri.app.server serving" not in self._since(begin):
             code = self.process.poll()

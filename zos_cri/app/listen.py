@@ -9,6 +9,7 @@ import grpc
 from prometheus_client import start_http_server
 
 from zos_cri._pb import container_pb2, image_pb2
+from zos_cri.app.handover import Held, fresh
 from zos_cri.cri import runtime
 from zos_cri.cri.rpc import Rpcs
 from zos_cri.errors import FailedPrecondition, InvalidArgument
@@ -20,6 +21,7 @@ from zos_cri.module.service import ModuleService
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AsyncExitStack
+    from pathlib import Path
 
     from zos_cri.config import ServerConfig
     from zos_cri.cri.services import Services
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 
 _log = get_log(__name__)
 
-STOP_GRACE: Final = 10.0  # seconds that RPCs under way get at the end; systemd gives 90
+STOP_GRACE: Final = 8.0  # seconds that RPCs under way get at the end
 MAX_MESSAGE: Final = 16 << 20  # bytes: the kubelet's own limit
 
 
-async def listen(services: Services, module: ContainerModule, undo: AsyncExitStack) -> None:
+async def listen(services: Services, module: ContainerModule, undo: AsyncExitStack) -> Listener:
     """Answers RPCs, and serves metrics where the configuration says so.
 
     Raises:
@@ -59,25 +61,71 @@ async def listen(services: Services, module: ContainerModule, undo: AsyncExitSta
             rpcs.service(image_descriptor, image_service.unary, image_service.streams),
         )
     )
-    config = services.config
-    path = config.socket
-    gid = config.server.socket_gid
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
-    # The socket is born with its mode: a moment open to everyone would be enough.
-    mask = os.umask(0o117 if gid else 0o177)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise FailedPrecondition(f"{path}: {error}") from error
-    finally:
-        os.umask(mask)
-    if gid:
-        os.chown(path, 0, gid)
-    await server.start()
-    undo.push_async_callback(server.stop, STOP_GRACE)
-    undo.callback(services.events.close)  # before it: streams of events don't end by themselves
-    if config.server.metrics:
-        _serve_metrics(config.server, services.metrics, undo)
+    listener = Listener(server, services)
+    await listener.start()
+    undo.push_async_callback(listener.stop)
+    if services.config.server.metrics:
+        _serve_metrics(services.config.server, services.metrics, undo)
+    return listener
+
+
+class Listener:
+    """The socket, from its making to its end."""
+
+    def __init__(self, server: grpc.aio.Server, services: Services) -> None:
+        self._server = server
+        self._services = services
+        self._path = services.config.socket
+        self.held: Held | None = None
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Answers from now on."""
+        path, gid = self._path, self._services.config.server.socket_gid
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self.held = Held.inherited(os.environ, path)
+        new = fresh(path)
+        # The socket is born with its mode: a moment open to everyone would be enough.
+        mask = os.umask(0o117 if gid else 0o177)
+        try:
+            self._server.add_insecure_port(f"unix:{new}")
+        except RuntimeError as error:
+            raise FailedPrecondition(f"{path}: {error}") from error
+        finally:
+            os.umask(mask)
+        if gid:
+            os.chown(new, 0, gid)
+        await self._server.start()
+        new.rename(path)
+        if self.held is not None:
+            await self.held.relay()
+
+    def hold(self) -> Held:
+        """Who calls from now on waits for the next server."""
+        gid = self._services.config.server.socket_gid
+
+        def own(path: Path) -> None:
+            if gid:
+                os.chown(path, 0, gid)
+                path.chmod(0o660)
+
+        if self.held is None:
+            self.held = Held.made(self._path, own)
+        else:
+            self.held.give_back()
+        return self.held
+
+    async def stop(self) -> None:
+        """Takes no more calls, and waits, within `STOP_GRACE`, for those under way."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self.held is not None:
+            self.held.give_back()
+        else:
+            self._path.unlink(missing_ok=True)
+        self._services.events.close()  # streams of events don't end by themselves
+        await self._server.stop(STOP_GRACE)
 
 
 def _serve_metrics(config: ServerConfig, metrics: Metrics, undo: AsyncExitStack) -> None:

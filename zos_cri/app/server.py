@@ -2,23 +2,26 @@
 
 Start: state, images, shims' events, then the socket, so that reads are answered at once, then the
 recovery, which changes wait for. Stop: no new RPCs, those under way within `STOP_GRACE`, then we
-let go of everything; containers, shims and the logger run on.
+let go of everything; containers, shims and the logger run on. What hasn't ended within `STOP_LIMIT`
+is left as a kill would leave it: recorded, and the next server's to undo or to finish.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 import time
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zos_cri import __version__, failpoints, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
+from zos_cri.app.handover import begin_anew
 from zos_cri.app.listen import listen, watch
 from zos_cri.app.reload import Reload
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
@@ -36,11 +39,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from zos_cri.app.core import Core
+    from zos_cri.app.handover import Held
+    from zos_cri.app.listen import Listener
     from zos_cri.config import Config
     from zos_cri.cri.services import Services
     from zos_cri.shim.manager import DeadShim
 
 _log = get_log(__name__)
+
+STOP_LIMIT: Final = 10.0  # seconds from SIGTERM on; systemd gives 60
 
 
 class App:
@@ -55,17 +62,40 @@ class App:
         self._reload = Reload(config, load)
         self._undo = AsyncExitStack()
         self._stopping = asyncio.Event()
+        self._again = False
+        self._listener: Listener | None = None
 
-    async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT; SIGHUP has the configuration read again."""
+    async def run(self) -> Held | None:
+        """Serves until SIGTERM or SIGINT.
+
+        Returns:
+            where SIGHUP found another configuration: the socket, with which to begin anew.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.take)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         await self.start()
         await self._stopping.wait()
-        _log.info("stopping")
+        if self._again and self._listener is not None:
+            held: Held | None = self._listener.hold()
+            _log.info("beginning anew")
+            notify("RELOADING=1")
+            leave = loop.call_later(STOP_LIMIT, _leave, held)
+        else:
+            held = None
+            _log.info("stopping")
+            notify("STOPPING=1")
+            leave = loop.call_later(STOP_LIMIT, _leave, None)
         await self.stop()
+        leave.cancel()
+        return held
+
+    def _hang_up(self) -> None:
+        later = self._reload.take()
+        if later:
+            self._again = True
+            self._stopping.set()
 
     async def start(self) -> None:
         """Builds everything, answers RPCs, and recovers what an earlier server left.
@@ -92,7 +122,6 @@ class App:
 
     async def stop(self) -> None:
         """Ends the serving; what runs in containers isn't touched."""
-        notify("STOPPING=1")
         await self._undo.aclose()
 
     async def _start(self) -> None:
@@ -105,7 +134,7 @@ class App:
         module = build_module(core, rootfs)
         core.shims.on_lost = partial(_shim_lost, core, services)
         watch(services, core.shims, core.warm)
-        await listen(services, module, undo)
+        self._listener = await listen(services, module, undo)
         undo.push_async_callback(reconcile.tidy_cgroups, core.containers, core.cgroups)
         undo.push_async_callback(core.containers.close)
         await recovery.recover(core.containers, core.shims)
@@ -125,6 +154,7 @@ class App:
             undo.callback(asyncio.create_task(work).cancel)
         services.stats.sampler.start()
         core.warm.start()
+        undo.push_async_callback(self._listener.stop)  # before all that calls need
 
     def _lock(self) -> None:
         """Makes sure that no second server works on the same directories."""
@@ -136,6 +166,14 @@ class App:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FailedPrecondition(f"{run / 'lock'}: another zos-cri serves from {run}") from None
+
+
+def _leave(held: Held | None) -> None:
+    _log.warning("stopped amid what didn't end", seconds=STOP_LIMIT)
+    logging.shutdown()
+    if held is not None:
+        begin_anew(held)
+    os._exit(0)
 
 
 async def _reconciler(

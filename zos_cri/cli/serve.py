@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from zos_cri import config, log
+from zos_cri.app.handover import begin_anew
 from zos_cri.linux import openfiles
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
+    from zos_cri.app.handover import Held
     from zos_cri.config import Config
 
 
@@ -49,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings, load))
+        held = runner.run(_serve(settings, load))
+    if held is not None:
+        begin_anew(held)
     return 0
 
 
@@ -65,10 +69,10 @@ def _settings(arguments: argparse.Namespace) -> Config:
     return replace(settings, log=replace(settings.log, level=level, format=fmt))
 
 
-async def _serve(settings: Config, load: Callable[[], Config]) -> None:
+async def _serve(settings: Config, load: Callable[[], Config]) -> Held | None:
     from zos_cri.app.server import App  # noqa: PLC0415 gRPC reads its environment when imported
 
-    await App(settings, load).run()
+    return await App(settings, load).run()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
