@@ -82,6 +82,9 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         cdi=CdiSpecs(config.cdi.dirs),
         restores=restores,
     )
+    undo.push_async_callback(creation.settle)
+    core.containers.table.watch(views.follow)
+    sandboxes.table.watch(views.follow)
     streams = Streams(
         containers=core.containers,
         sandboxes=sandboxes,

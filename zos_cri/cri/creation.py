@@ -452,6 +452,10 @@ class Creation:
         await asyncio.gather(self._output.detach(meta.id), self._release_rootfs(meta.id))
         self._views.forget(meta.id)
 
+    async def settle(self) -> None:
+        """Waits for what is under way, at shutdown."""
+        await self._joins.settle()
+
     async def _release_rootfs(self, id_: str) -> None:
         async with step("rootfs.release"):
             await self._images.release_rootfs(id_)

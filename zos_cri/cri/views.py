@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from zos_cri.module.types import ContainerRecord
     from zos_cri.store.db import Record
     from zos_cri.store.model import SandboxMeta, SandboxStatus
+
+    _Record: TypeAlias = ContainerRecord | Record[SandboxMeta, SandboxStatus]
 
 OWNER: Final = "cri"
 
@@ -68,6 +70,11 @@ class Views:
         self._sandboxes.pop(id_, None)
         for kept in (self.containers, self.statuses, self.sandboxes, self.sandbox_statuses):
             kept.forget(id_)
+
+    def follow(self, before: _Record | None, after: _Record | None) -> None:
+        """Drops what is held as soon as a record is gone, however it went: see `Table.watch`."""
+        if before is not None and after is None:
+            self.forget(before.meta.id)
 
     # ---- containers
 

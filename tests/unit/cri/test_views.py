@@ -191,3 +191,14 @@ async def test_the_filter_of_pods(views, wanted, ids):
     request = pb.ListPodSandboxRequest(filter=pb.PodSandboxFilter(**wanted))
     answer = pb.ListPodSandboxResponse.FromString(await list_pod_sandbox(services, request))
     assert "".join(each.id[0] for each in answer.items) == ids
+
+
+def test_nothing_is_held_for_a_record_that_is_gone(views):
+    record = container()
+    views.statuses.get(record)
+    views.follow(None, record)
+    views.follow(record, record)
+    assert len(views.statuses) == 1
+    views.follow(record, None)
+    assert len(views.statuses) == 0
+    assert not views._containers
