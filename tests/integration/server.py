@@ -394,10 +394,10 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
 
     def _end_logger(self) -> None:
         """SIGTERM to the logger: it outlives every server."""
-        for pid in self._loggers():
+        for pid in self.loggers():
             os.kill(pid, signal.SIGTERM)
 
-    def _loggers(self) -> Iterator[int]:
+    def loggers(self) -> Iterator[int]:
         """The logger and its keeper."""
         for entry in Path("/proc").iterdir():
             try:
@@ -409,7 +409,7 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
 
     def logger_pid(self) -> int:
         """The logger; its keeper is a fork of it."""
-        return min(self._loggers())
+        return min(self.loggers())
 
 
 @contextmanager

@@ -278,6 +278,10 @@ class Containers:
         if record.status.state not in (ContainerState.RUNNING, ContainerState.UNKNOWN):
             return
         meta = record.meta
+        if self._shims.get(meta.group) is None:
+            await self.exits.settled(meta.id)  # it has ended, which is only being written down
+            if self.table.find(meta.id).status.state is ContainerState.EXITED:
+                return
         seconds = meta.stop_timeout if timeout is None else max(timeout, 0.0)
         self.exits.shorten(meta.id, time.monotonic() + seconds)
         ending = Ending(record, self._shim(meta), self.exits, self._signal_init)

@@ -8,13 +8,14 @@ recovered is said so and holds up no other.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from zos_cri.errors import Error, NotFound, one_line
+from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.shim import bundle as bundles
@@ -31,6 +32,7 @@ _log = get_log(__name__)
 
 ASK_TIMEOUT: Final = 5.0  # of a shim after a restart; one that takes longer is asked again later
 ASK_AGAIN: Final = 10.0  # seconds between questions to a shim that doesn't answer
+EXITS_TIMEOUT: Final = 3.0  # the end of the output is waited for, up to 2 s, before an exit is told
 # What a shim, and nobody else, knows the truth of.
 _OPEN: Final = (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
 
@@ -42,6 +44,11 @@ async def recover(containers: Containers, shims: ShimManager) -> None:
     await asyncio.gather(
         *(_recover(containers, record, shims, dead.get(record.meta.group)) for record in containers)
     )
+    # Those without a shim have ended, and are told so from the beginning.
+    gone = [record.meta.id for record in containers if shims.get(record.meta.group) is None]
+    with contextlib.suppress(TimeoutError, DeadlineExceeded):
+        async with asyncio.timeout(EXITS_TIMEOUT):
+            await asyncio.gather(*map(containers.exits.settled, gone))
 
 
 async def _recover(
