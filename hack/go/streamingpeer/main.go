@@ -94,8 +94,10 @@ func (s *sink) summary() *summary {
 	return &summary{s.count, hex.EncodeToString(s.sum()), string(s.head)}
 }
 
-// source gives count bytes that differ from place to place.
+// source gives count bytes that differ from place to place. A summary may be asked for while
+// somebody still reads.
 type source struct {
+	mu       sync.Mutex
 	count    int64
 	position int64
 	hash     io.Writer
@@ -108,6 +110,8 @@ func newSource(count int64) *source {
 }
 
 func (s *source) Read(buffer []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.position >= s.count {
 		return 0, io.EOF
 	}
@@ -122,5 +126,7 @@ func (s *source) Read(buffer []byte) (int, error) {
 }
 
 func (s *source) summary() *summary {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return &summary{s.position, hex.EncodeToString(s.sum()), ""}
 }
