@@ -12,6 +12,7 @@ import subprocess
 import termios
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tests.conftest import TOOLS
@@ -191,8 +192,20 @@ class Footprint:
         """Until there is nothing that there wasn't."""
         deadline = time.monotonic() + PATIENCE
         while problems := self.more():
-            assert time.monotonic() < deadline, problems
+            assert time.monotonic() < deadline, (problems, self._sockets())
             time.sleep(0.05)
+
+    def _sockets(self) -> list[str]:
+        """What the server's sockets are, for a failure's message."""
+        assert self._server.process is not None
+        pid = self._server.process.pid
+        inodes = {fd[8:-1] for fd in descriptors(pid) if fd.startswith("socket:")}
+        lines = [
+            line
+            for table in ("tcp", "tcp6", "unix")
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()
+        ]
+        return [line for line in lines if inodes & {*line.split()}]
 
     def figures(self) -> str:
         """What there is now, for a soak test to print."""

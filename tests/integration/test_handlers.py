@@ -169,8 +169,17 @@ class Pair:
     def name(self) -> str:
         return f"{self.runtime}-{self.shim}"
 
+    @property
+    def is_built(self) -> bool:
+        """Whether it is there: those in Rust are built only when asked for."""
+        return Path(self.path).exists() and Path(SHIMS[self.shim]).exists()
 
-SHIMS = {"debian": DEBIAN.shim, "upstream": UPSTREAM.shim}
+
+SHIMS = {
+    "debian": DEBIAN.shim,
+    "upstream": UPSTREAM.shim,
+    "rust": str(TOOLS / "containerd-shim-runc-v2-rs"),
+}
 YOUKI = TOOLS / "youki"
 RUNTIMES = {
     "runc1.1": DEBIAN.runtime,
@@ -199,7 +208,7 @@ def everything() -> Iterator[Server]:
     extra = "".join(
         f'[handlers."{pair.name}"]\nshim = "{SHIMS[pair.shim]}"\nruntime = "{pair.path}"\n'
         for pair in PAIRS
-        if Path(pair.path).exists()
+        if pair.is_built
     )
     with serving(UPSTREAM, extra=extra, before=CGROUP_V1) as started:
         yield started
@@ -225,15 +234,18 @@ def linux_of() -> pb.LinuxContainerConfig:
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 def test_a_containers_life_under_every_runtime(everything: Server, pair: Pair) -> None:
-    if not Path(pair.path).exists():
-        pytest.skip(f"{pair.path} is not built")
+    if not pair.is_built:
+        pytest.skip("hack/tools/build youki shim-rs")
     node = everything
-    shared = pb.NamespaceMode.POD
+    # youki 0.7 can't mount cgroup v1 in a pid namespace that isn't its own: it looks for its own
+    # process in /proc by the wrong number.
+    shared = pair.runtime != "youki"
+    pids = pb.NamespaceMode.POD if shared else pb.NamespaceMode.CONTAINER
     with node.cri() as cri:
-        pod = node.run_pod(cri, handler=pair.name, pid=shared)
+        pod = node.run_pod(cri, handler=pair.name, pid=pids)
         container = node.run_container(cri, pod, "sh", "-c", SCRIPT, linux=linux_of())
         facts = says(cri, container, "cat /proc/1/comm /proc/self/status")
-        assert facts.startswith("catatonit\n")
+        assert facts.startswith("catatonit\n" if shared else "sh\n")
         for line in ("CapEff:\t0000000000000020", "NoNewPrivs:\t1", "Seccomp:\t2"):
             assert f"\n{line}\n" in facts
         says(cri, container, '! touch /x && [ -z "$(cat /proc/keys)" ]')
