@@ -194,7 +194,7 @@ def parse(text: bytes, name: str) -> Config:
     """
     try:
         config = msgspec.convert(tomllib.loads(text.decode()), Config)
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's and tomllib's are ValueErrors
         raise InvalidArgument(f"{name}: {error}") from error
     _check(config, name)
     try:

@@ -132,7 +132,7 @@ def _parse_protobuf(stdout: bytes) -> Result | None:
 def _parse_json(stdout: bytes) -> Result | None:
     try:
         document = json.loads(stdout)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(document, dict) or not isinstance(document.get("address"), str):
         return None
