@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +21,8 @@ from hack.benchmark import figure, report
 from hack.benchmark.place import placed
 from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target
 from hack.benchmark.workload import Cri, Recorder, Workload
+from zos_cri.linux import dynmods
+from zos_cri.linux.mount import unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +35,7 @@ WARM_UP: Final = 2  # cycles that don't count
 AMONG: Final = 5  # cycles while many pods run
 FILL_AT_ONCE: Final = 10
 MIB: Final = 1 << 20
+UNIFIED: Final = Path("/sys/fs/cgroup/unified")  # version 2 beside version 1
 RSS_STEADY: Final = 64 << 10  # bytes that the idle server may still grow in a second
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 RSS_TIMEOUT: Final = 15.0
@@ -44,6 +49,7 @@ def main(argv: list[str]) -> int:
     _isolate(argv, options.targets)
     for number in SIGNALS:
         signal.signal(number, _exit_on_signal)
+    prepare_host(options)
     with placed() as place:
         if options.mode == "rss":
             print(f"{idle_rss(place, options) / MIB:.1f}")
@@ -67,6 +73,14 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--reads", type=int, default=30, help="of each kind with those pods (30)")
     parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
+    parser.add_argument(
+        "--goals", action="store_true", help="3 rounds of what there are goals for: 5 minutes"
+    )
+    parser.add_argument(
+        "--favordynmods",
+        action="store_true",
+        help="the kernel moves processes into cgroups at once, FOR THE HOST UNTIL IT RESTARTS",
+    )
     parser.add_argument("--no-bridge", action="store_true", help="host network only")
     parser.add_argument(
         "--image", default=IMAGE, help="of the containers; it must have sleep and true"
@@ -84,6 +98,8 @@ def _options(argv: list[str]) -> argparse.Namespace:
     options.targets = options.targets or (
         ["zos-cri"] if options.mode == "rss" else ["zos-cri", "containerd"]
     )
+    if options.goals:
+        options.rounds, options.at_once, options.pods = 3, [10], [100]
     if options.quick:
         options.rounds, options.cycles, options.at_once, options.pods = 1, 3, [3], [3]
         options.reads = 3
@@ -121,12 +137,42 @@ def make_target(argument: str, number: int, place: Place, setting: Setting) -> T
     if given:
         endpoint = address if ":" in address else f"unix:{address}"
         return Target(name, endpoint=endpoint, spot=spot)
-    if argument == "containerd":
-        return Containerd(argument, spot, setting)
-    name, _, tree = argument.partition("@")
+    kind, _, runtime = argument.partition(":")
+    path = find_runtime(runtime) if runtime else setting.runtime
+    if kind == "containerd":
+        return Containerd(argument, spot, setting, runtime=path)
+    name, _, tree = kind.partition("@")
     if name == "zos-cri":
-        return Ours(argument, spot, setting, tree=Path(tree).resolve() if tree else ROOT)
-    raise SystemExit(f"hack/bench: {argument}: not zos-cri[@TREE], containerd or NAME=SOCKET")
+        directory = Path(tree).resolve() if tree else ROOT
+        return Ours(argument, spot, setting, tree=directory, runtime=path)
+    raise SystemExit(
+        f"hack/bench: {argument}: not zos-cri[@TREE][:RUNTIME], containerd[:RUNTIME] or NAME=SOCKET"
+    )
+
+
+def find_runtime(name: str) -> Path:
+    """An OCI runtime by its name, ours of hack/tools first, or by its path.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    found = shutil.which(name, path=f"{TOOLS}:{os.environ.get('PATH', os.defpath)}")
+    if found is None:
+        raise SystemExit(f"hack/bench: there is no runtime {name}")
+    return Path(found)
+
+
+def prepare_host(options: argparse.Namespace) -> None:
+    """Changes what has to be changed before anything is started.
+
+    Raises:
+        SystemExit: this host can't have it.
+    """
+    if options.favordynmods and not asyncio.run(dynmods.favor()):
+        raise SystemExit("hack/bench: --favordynmods: this kernel doesn't do it")
+    if any(target.endswith(":crun") for target in options.targets) and UNIFIED.is_mount():
+        # crun before 1.9 refuses hybrid cgroups; the mount is our namespace's own.
+        unmount(str(UNIFIED), lazy=True)
 
 
 @contextlib.contextmanager
@@ -275,6 +321,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "memory_gib": round(memory / (1 << 30)),
         "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
+        "favordynmods": asyncio.run(dynmods.favored()),
         "load_before": os.getloadavg(),
         "rounds": options.rounds,
         "cycles": options.cycles,
@@ -301,6 +348,7 @@ def _report(options: argparse.Namespace, result: report.Result) -> int:
     print(
         f"{about['rounds']} rounds of {about['cycles']} cycles; {about['cpus']} CPUs, "
         f"{about['memory_gib']} GiB, Linux {about['kernel']}, cgroup {about['cgroup']}, "
+        f"favordynmods {'on' if about.get('favordynmods') else 'off'}, "
         f"load average {load}, {about['date']}."
     )
     print(", ".join(f"{name} is {version}" for name, version in about["versions"].items()))

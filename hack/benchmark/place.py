@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.linux.mount import mounts_below, unmount
+from zos_cri.linux.mount import Mount, mount, mounts_below, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,8 +57,8 @@ class Place:
         """Ends every process in the cgroup, then removes all there is. Idempotent."""
         end_processes(self.tag)
         for directory in (self.run, self.state):
-            for mount in reversed(mounts_below(str(directory))):
-                unmount(mount.target, lazy=True)
+            for each in reversed(mounts_below(str(directory))):
+                unmount(each.target, lazy=True)
             shutil.rmtree(directory, ignore_errors=True)
         for path in cgroup_directories(self.tag):
             # It can be busy for an instant after its last process's end.
@@ -86,8 +86,11 @@ def placed() -> Iterator[Place]:
     place = Place(f"{PREFIX}{secrets.token_hex(3)}")
     place.run.mkdir(mode=0o711)
     place.state.mkdir(mode=0o711)
-    with _locked(place.run):
+    with _locked(place.run):  # what is below the mount that follows: other runs see that
         try:
+            if os.environ.get("ZOS_CRI_OWN_NETWORK") == "1":  # so are our mounts
+                # As a host's /run is, whatever this machine's is; alike for all targets.
+                mount(Mount(type="tmpfs", source="tmpfs", options=("mode=711",)), str(place.run))
             yield place
         finally:
             place.clear()

@@ -29,6 +29,7 @@ START_TIMEOUT: Final = 60.0  # seconds until a server answers
 STOP_TIMEOUT: Final = 30.0
 SETTLE_TIMEOUT: Final = 5.0  # for shims that are still ending
 PLUGINS: Final = ("/opt/cni/bin", "/usr/lib/cni")
+OLD_CRUN: Final = 'oci_version = "1.0.2"'  # Debian 12's takes no later one
 PAUSE: Final = "registry.k8s.io/pause:3.10.2"
 
 
@@ -186,7 +187,9 @@ class Started(Target):
 class Ours(Started):
     """`zos-cri serve` of a source tree."""
 
-    def __init__(self, name: str, spot: Spot, setting: Setting, *, tree: Path) -> None:
+    def __init__(
+        self, name: str, spot: Spot, setting: Setting, *, tree: Path, runtime: Path
+    ) -> None:
         super().__init__(name, socket="zos-cri.sock", spot=spot)
         self._tree = tree
         conf_dir = write_cni(spot.state, setting)
@@ -205,7 +208,8 @@ bin_dirs = {json.dumps(PLUGINS)}
 certs_dirs = ["{setting.certs_d}"]
 [handlers.runc]
 shim = "{setting.shim}"
-runtime = "{setting.runtime}"
+runtime = "{runtime}"
+{OLD_CRUN if runtime.name == "crun" else ""}
 """
         )
 
@@ -228,7 +232,7 @@ class Containerd(Started):
 
     images = (PAUSE,)
 
-    def __init__(self, name: str, spot: Spot, setting: Setting) -> None:
+    def __init__(self, name: str, spot: Spot, setting: Setting, *, runtime: Path) -> None:
         super().__init__(name, socket="containerd.sock", spot=spot)
         conf_dir = write_cni(spot.state, setting)
         # restrict_oom_score_adj: without CAP_SYS_RESOURCE no pod starts otherwise.
@@ -265,7 +269,7 @@ default_runtime_name = "runc"
 runtime_type = "io.containerd.runc.v2"
 runtime_path = "{setting.shim}"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-BinaryName = "{setting.runtime}"
+BinaryName = "{runtime}"
 [plugins."io.containerd.shim.v1.manager"]
 socket_dir = "{spot.run / "s"}"
 """

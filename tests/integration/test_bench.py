@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.go]
 
 BENCH = [sys.executable, str(ROOT / "hack" / "bench")]
 TIMEOUT = 120  # seconds; a quick run takes 15
-RSS_LIMIT = 60  # MiB: what an idle server may hold
+# MiB: what an idle server may hold. The goal is 60; the pages of libraries that are in it vary by
+# 5 with what the kernel has of those files in its cache.
+RSS_LIMIT = 65
 
 
 def places() -> set[Path]:

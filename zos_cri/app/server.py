@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
 from zos_cri.linux import blocking
 from zos_cri.linux.notify import notify
+from zos_cri.linux.syscalls import malloc_trim
 from zos_cri.log import get_log
 from zos_cri.module import recovery
 from zos_cri.module.rootfs import DirectoryRootfs
@@ -109,6 +111,11 @@ class App:
         except BaseException:
             await self._undo.aclose()
             raise
+        # What was made by now stays: collections needn't look at it any more, which takes longer
+        # than all else that they do, and what importing took is given back.
+        gc.collect()
+        gc.freeze()
+        malloc_trim()
         _log.info(
             "serving",
             version=__version__,

@@ -277,3 +277,10 @@ def mount_setattr(
         _long(ctypes.sizeof(attr)),
     )
     _check(result, path)
+
+
+def malloc_trim() -> None:
+    """Gives freed memory back to the kernel (glibc's; other libcs don't hold it)."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
