@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
@@ -257,12 +259,49 @@ def notices(bench, count):
             subscriber(notice)
 
 
-async def one_container(bench):
+async def one_container(bench, large=50_000):
     """Its pod is so large that a client's buffers are soon full."""
-    config = pb.PodSandboxConfig(annotations={"large": "x" * 50_000}).SerializeToString()
+    config = pb.PodSandboxConfig(annotations={"large": "x" * large}).SerializeToString()
     meta = SandboxMeta(id="p" * 64, name="p", config=config, handler="runc", created_at=1)
     await bench.db.sandboxes.insert(meta, SandboxStatus(state=SandboxState.READY))
     await bench.containers.create(cri_container(A, meta.id))
+
+
+async def test_the_headers_say_that_nothing_is_missed_any_more(events, served):
+    call = served.GetContainerEvents(pb.GetEventsRequest())
+    await call.initial_metadata()
+    assert len(events._subscriptions) == 1
+    call.cancel()
+
+
+async def test_fifty_subscribers_have_every_event_but_the_one_that_does_not_read(
+    bench, events, served
+):
+    """In bursts of `RING`, as many as ZOS_CRI_TEST_EVENTS says."""
+    await one_container(bench, large=0)
+    bursts = int(os.environ.get("ZOS_CRI_TEST_EVENTS", "8"))
+    calls = [served.GetContainerEvents(pb.GetEventsRequest()) for _ in range(50)]
+    *quick, slow = calls
+    for call in calls:
+        await call.initial_metadata()
+    last, begun = 0, time.perf_counter()
+    for _ in range(bursts):
+        notices(bench, RING)
+        told = await asyncio.gather(*(read(call, RING) for call in quick))
+        assert all(times == told[0] for times in told)
+        assert [last, *told[0]] == sorted({last, *told[0]})
+        last = told[0][-1]
+    rate = bursts * RING / (time.perf_counter() - begun)
+    print(f"{rate:.0f} events a second to each of 50 subscribers")
+    assert sum(subscription.lost > 0 for subscription in events._subscriptions) <= 1
+    for call in calls:
+        call.cancel()
+    await until(lambda: not events._subscriptions)
+    assert slow.cancelled()
+
+
+async def read(call, count):
+    return [(await call.read()).created_at for _ in range(count)]
 
 
 async def test_a_slow_subscriber_is_told_and_holds_up_nobody(bench, events, served):
