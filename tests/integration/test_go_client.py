@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,7 +37,7 @@ def server() -> Iterator[Server]:
         yield started
 
 
-def lists(client: str, server: Server, command: str) -> dict[str, list[str]]:
+def answer(client: str, server: Server, command: str) -> Any:
     done = subprocess.run(
         [client, command, f"unix://{server.socket}"],
         capture_output=True,
@@ -45,7 +46,11 @@ def lists(client: str, server: Server, command: str) -> dict[str, list[str]]:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert b"falling back" not in done.stderr
-    return {name: sorted(ids) for name, ids in json.loads(done.stdout).items()}
+    return json.loads(done.stdout)
+
+
+def lists(client: str, server: Server, command: str) -> dict[str, list[str]]:
+    return {name: sorted(ids) for name, ids in answer(client, server, command).items()}
 
 
 def test_the_streams_of_lists_have_what_the_lists_have(client: str, server: Server) -> None:
@@ -99,3 +104,16 @@ def test_the_stream_of_events_tells_a_pods_life(client: str, server: Server) -> 
     ]
     times = [event["time"] for event in told]
     assert times == sorted(set(times))
+
+
+def test_health_and_reflection_as_go_has_them(client: str, server: Server) -> None:
+    told = answer(client, server, "services")
+    assert told["status"] == "SERVING"
+    assert {"runtime.v1.RuntimeService", "runtime.v1.ImageService"} < set(told["services"])
+    assert {"grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"} < set(told["services"])
+    assert told["messages"] == len(pb.DESCRIPTOR.message_types_by_name)
+    assert told["missing"] == 5  # NOT_FOUND
+    port = server.metrics_url().removesuffix("/metrics")
+    for path in ("healthz", "readyz"):
+        with urllib.request.urlopen(f"{port}/{path}", timeout=10) as response:
+            assert response.read() == b"ok\n"

@@ -6,13 +6,14 @@ import os
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from prometheus_client import start_http_server
 
-from zos_cri._pb import container_pb2, image_pb2
+from zos_cri._pb import container_pb2, cri_pb2, image_pb2
+from zos_cri.app import probes
+from zos_cri.app.grpc_services import HEALTH, Health, reflection_handlers
 from zos_cri.app.handover import Held, fresh
 from zos_cri.cri import runtime
 from zos_cri.cri.rpc import Rpcs
-from zos_cri.errors import FailedPrecondition, InvalidArgument
+from zos_cri.errors import FailedPrecondition
 from zos_cri.images.service import ImageService
 from zos_cri.images.store import is_flist
 from zos_cri.log import get_log
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
-    from zos_cri.config import ServerConfig
     from zos_cri.cri.services import Services
-    from zos_cri.metrics import Metrics
     from zos_cri.module.module import ContainerModule
     from zos_cri.shim.manager import ShimManager
     from zos_cri.shim.pool import WarmShims
@@ -54,27 +53,34 @@ async def listen(services: Services, module: ContainerModule, undo: AsyncExitSta
     image_service = ImageService(services.images)
     image_descriptor = image_pb2.DESCRIPTOR.services_by_name["ImageModule"]
     descriptor = container_pb2.DESCRIPTOR.services_by_name["ContainerModule"]
+    cri = cri_pb2.DESCRIPTOR.services_by_name.values()
+    health = Health(services.containers.recovered, (each.full_name for each in cri))
+    told = (*cri, descriptor, image_descriptor, HEALTH)
     server.add_generic_rpc_handlers(
         (
             *runtime.handlers(services, rpcs),
             rpcs.service(descriptor, service.unary, service.streams, reads=service.READS),
             rpcs.service(image_descriptor, image_service.unary, image_service.streams),
+            health.handler(rpcs),
+            *reflection_handlers(each.full_name for each in told),
         )
     )
-    listener = Listener(server, services)
+    listener = Listener(server, services, health)
     await listener.start()
     undo.push_async_callback(listener.stop)
     if services.config.server.metrics:
-        _serve_metrics(services.config.server, services.metrics, undo)
+        recovered = services.containers.recovered
+        probes.serve(services.config.server.metrics, services.metrics, recovered, undo)
     return listener
 
 
 class Listener:
     """The socket, from its making to its end."""
 
-    def __init__(self, server: grpc.aio.Server, services: Services) -> None:
+    def __init__(self, server: grpc.aio.Server, services: Services, health: Health) -> None:
         self._server = server
         self._services = services
+        self._health = health
         self._path = services.config.socket
         self.held: Held | None = None
         self._stopped = False
@@ -124,22 +130,10 @@ class Listener:
             self.held.give_back()
         else:
             self._path.unlink(missing_ok=True)
-        self._services.events.close()  # streams of events don't end by themselves
+        # Streams that don't end by themselves.
+        self._services.events.close()
+        self._health.close()
         await self._server.stop(STOP_GRACE)
-
-
-def _serve_metrics(config: ServerConfig, metrics: Metrics, undo: AsyncExitStack) -> None:
-    address, _, port = config.metrics.rpartition(":")
-    try:
-        server, thread = start_http_server(
-            int(port), addr=address.strip("[]"), registry=metrics.registry
-        )
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"server.metrics: {config.metrics}: {error}") from error
-    undo.callback(thread.join)
-    undo.callback(server.server_close)
-    undo.callback(server.shutdown)
-    _log.info("metrics", address=f"{address}:{server.server_port}")
 
 
 def watch(services: Services, shims: ShimManager, warm: WarmShims) -> None:

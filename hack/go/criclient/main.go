@@ -19,7 +19,7 @@ const timeout = 30 * time.Second
 
 func main() {
 	if len(os.Args) < 3 {
-		fail(fmt.Errorf("usage: criclient lists|unary|events ENDPOINT [COUNT]"))
+		fail(fmt.Errorf("usage: criclient lists|unary|events|services ENDPOINT [COUNT]"))
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*timeout)
 	defer cancel()
@@ -31,6 +31,8 @@ func main() {
 		err = lists(ctx, os.Args[2], false)
 	case "events":
 		err = events(ctx, os.Args[2], os.Args[3:])
+	case "services":
+		err = services(ctx, os.Args[2])
 	default:
 		err = fmt.Errorf("no command %q", os.Args[1])
 	}
