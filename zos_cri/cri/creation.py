@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -27,6 +28,7 @@ from zos_cri.errors import (
     NotFound,
 )
 from zos_cri.failpoints import step
+from zos_cri.images.store import is_flist
 from zos_cri.linux import apparmor, blocking, selinux
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
@@ -37,7 +39,6 @@ from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
@@ -157,9 +158,9 @@ class Creation:
                 )
         id_ = secrets.token_hex(32)
         with bind(pod=sandbox.id, container=id_):
-            checkpoint = await self._restores.find(id_, config.image.image, captured)
+            source = await self._source(id_, config, captured)
             try:
-                await self._make(id_, sandbox, name, config, checkpoint)
+                await self._make(id_, sandbox, name, config, source)
             except BaseException:
                 await asyncio.shield(self._restores.forget(id_))
                 raise
@@ -172,12 +173,9 @@ class Creation:
         sandbox: SandboxMeta,
         name: str,
         config: pb.ContainerConfig,
-        checkpoint: Checkpoint | None,
+        source: tuple[Image, Checkpoint | None],
     ) -> None:
-        if checkpoint is None or checkpoint.described:
-            image = await self._image("config.image.image", config.image)
-        else:
-            image = checkpoint.image
+        image, checkpoint = source
         volume_images = await self._volume_images(config)
         handler = self._handler(sandbox)
         inputs = await self._inputs(id_, sandbox, config, image)
@@ -258,6 +256,20 @@ class Creation:
                 f'pod sandbox {sandbox.id}: its runtime handler "{sandbox.handler}" is not'
                 " configured any more"
             ) from None
+
+    async def _source(
+        self, id_: str, config: pb.ContainerConfig, captured: Path | None
+    ) -> tuple[Image, Checkpoint | None]:
+        """The image that a container is made from, and where it goes on from, if it does."""
+        reference = config.image.image
+        if captured is None and reference.startswith("/") and not is_flist(reference):
+            checkpoint = await self._restores.open(id_, Path(reference))
+            return checkpoint.image, checkpoint
+        image = await self._image("config.image.image", config.image)
+        if captured is not None:
+            return image, (await self._restores.open(id_, captured))._replace(described=True)
+        found = await self._restores.of_image(id_, image)
+        return (image if found is None else found.image), found
 
     async def _image(self, field: str, spec: pb.ImageSpec) -> Image:
         if not spec.image:

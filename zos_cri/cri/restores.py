@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zos_cri.checkpoint import jobs, layout
 from zos_cri.errors import FailedPrecondition, InvalidArgument, NotFound
 from zos_cri.images import trees
-from zos_cri.images.store import is_flist
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.module.types import ContainerEventKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from zos_cri.checkpoint.criu import Criu
     from zos_cri.images.model import Image
@@ -63,26 +62,18 @@ class Restores:
         self._directory = directory
         self._known: dict[str, bool] = {}  # an image's id is its digest: what it is stays so
 
-    async def find(self, id_: str, reference: str, captured: Path | None) -> Checkpoint | None:
-        """The checkpoint that an image's name stands for, taken apart; None where it is an image.
+    async def of_image(self, id_: str, image: Image) -> Checkpoint | None:
+        """The checkpoint that an image holds, taken apart; None where it holds none.
 
         Args:
             id_: of the container to be made.
-            captured: the archive, where it is not the image's name that stands for it.
 
         Raises:
             FailedPrecondition: CRIU can't work on this host.
             NotFound: the image that the container was made from isn't here.
-            Error: it is no checkpoint, or damaged; nothing is left.
+            Error: it is damaged; nothing is left.
         """
-        if captured is not None:
-            return (await self.open(id_, captured))._replace(described=True)
-        if reference.startswith("/") and not is_flist(reference):
-            return await self.open(id_, Path(reference))
-        image = await self._images.status(reference)
-        if image is None or not await self._is_checkpoint(image):
-            return None
-        return await self._open_image(id_, image)
+        return await self._open_image(id_, image) if await self._is_checkpoint(image) else None
 
     async def _is_checkpoint(self, image: Image) -> bool:
         known = self._known.get(image.id)
@@ -109,7 +100,9 @@ class Restores:
         """The same, from an archive or a directory.
 
         Raises:
-            Error: see `find`.
+            FailedPrecondition: CRIU can't work on this host.
+            NotFound: the image that the container was made from isn't here.
+            Error: it is no checkpoint, or damaged; nothing is left.
         """
         await self._criu.check()
         directory = self._directory / id_
