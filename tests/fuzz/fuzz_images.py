@@ -106,8 +106,9 @@ def _read_tar(data: bytes, size: int) -> list[object]:
 def decompress(data: bytes) -> None:
     """Whatever comes, no more comes out at once than was asked for."""
     data, size = pieces(data)
-    stream, total = decompressed(_Short(data, size)), 0
+    total = 0
     with contextlib.suppress(CompressionError):
+        stream = decompressed(_Short(data, size))
         while (piece := stream.read(1000)) and total < MOST:
             assert len(piece) <= 1000
             total += len(piece)
