@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 from zos_cri.log import get_log
 from zos_cri.streaming.link import ConnectionLost
 from zos_cri.streaming.stream import CHUNK, Gauge, Inbox, StreamReset
-from zos_cri.wire.spdy import (
+from zos_cri.wire.spdy import Role, Session
+from zos_cri.wire.spdyevents import (
     ConnectionFailed,
     DataReceived,
     Event,
-    Role,
-    Session,
     StreamEnded,
     StreamOpened,
     StreamReplied,
     WindowOpened,
 )
-from zos_cri.wire.spdy import StreamReset as WireReset
+from zos_cri.wire.spdyevents import StreamReset as WireReset
 from zos_cri.wire.spdyframes import ResetStatus
 
 if TYPE_CHECKING:

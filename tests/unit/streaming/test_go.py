@@ -22,11 +22,10 @@ from tests.fakes.streaming_client import (
     until,
 )
 from zos_cri.streaming.backend import AttachRequest, ExecRequest, PortForwardRequest
-from zos_cri.wire.spdy import (
+from zos_cri.wire.spdy import Role, Session
+from zos_cri.wire.spdyevents import (
     ConnectionFailed,
     DataReceived,
-    Role,
-    Session,
     StreamEnded,
     StreamReset,
 )

@@ -17,16 +17,14 @@ from hypothesis.stateful import (
 )
 
 from zos_cri.wire import spdy
-from zos_cri.wire.spdy import (
-    INITIAL_WINDOW,
+from zos_cri.wire.spdy import INITIAL_WINDOW, Role, Session
+from zos_cri.wire.spdyevents import (
     ConnectionFailed,
     DataReceived,
     Event,
     GoawayReceived,
     HeadersReceived,
     PingAnswered,
-    Role,
-    Session,
     StreamEnded,
     StreamOpened,
     StreamReplied,
