@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from zos_cri.cri import userns
 from zos_cri.errors import InvalidArgument
 from zos_cri.linux.mount import Mount, mount, unmount, unmount_tree
-from zos_cri.oci import fields, resources, security
+from zos_cri.oci import fields, resources, security, users
+from zos_cri.oci.base import oom_score_adj
 from zos_cri.oci.host import HostFacts
 from zos_cri.oci.namespaces import pod_plan
 
@@ -43,7 +44,14 @@ def check(config: pb.PodSandboxConfig, *, systemd: bool) -> None:
     log_directory(config)
     linux = config.linux
     resources.cgroups_path("linux.cgroup_parent", linux.cgroup_parent, "x", systemd=systemd)
-    options = linux.security_context.selinux_options
+    for field in ("overhead", "resources"):
+        given: pb.LinuxContainerResources = getattr(linux, field)
+        resources.linux_resources(given, HostFacts(), field=f"linux.{field}")
+        oom_score_adj(f"linux.{field}.oom_score_adj", given.oom_score_adj, HostFacts())
+    context = linux.security_context
+    users.check_ids(context)
+    security.check_pods(context)
+    options = context.selinux_options
     security.selinux_labels("linux.security_context.selinux_options", options, HostFacts())
 
 

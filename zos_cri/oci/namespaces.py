@@ -77,10 +77,7 @@ def pod_plan(config: cri_pb2.PodSandboxConfig) -> PodPlan:
             for uids and gids, from 0 on, of the same length; no mappings in the mode NODE.
     """
     options = config.linux.security_context.namespace_options
-    for name in ("network", "ipc"):
-        mode = getattr(options, name)
-        if mode not in (POD, NODE):
-            raise bad(f"{_OPTIONS}.{name}", f"{_mode(mode)} is not POD or NODE")
+    _check_shared(options)
     if options.pid not in (POD, CONTAINER, NODE):
         raise bad(f"{_OPTIONS}.pid", f"{_mode(options.pid)} is not POD, CONTAINER or NODE")
     uids, gids = user_mappings(options)
@@ -95,6 +92,14 @@ def pod_plan(config: cri_pb2.PodSandboxConfig) -> PodPlan:
         uids=uids,
         gids=gids,
     )
+
+
+def _check_shared(options: cri_pb2.NamespaceOption) -> None:
+    """Refuses modes of the namespaces that are never a container's own."""
+    for name in ("network", "ipc"):
+        mode = getattr(options, name)
+        if mode not in (POD, NODE):
+            raise bad(f"{_OPTIONS}.{name}", f"{_mode(mode)} is not POD or NODE")
 
 
 def user_mappings(
@@ -174,10 +179,12 @@ def of_container(
     namespace is the container's choice.
 
     Raises:
-        InvalidArgument: the container's user namespace isn't the pod's, it asks for the host's
-            pids in a pod that doesn't have them, or for a target that isn't there.
+        InvalidArgument: a mode that isn't one, the container's user namespace isn't the pod's, it
+            asks for the host's pids in a pod that doesn't have them, or for a target that isn't
+            there.
         FailedPrecondition: the pod lacks a namespace that it should have.
     """
+    _check_shared(options)
     if options.HasField("userns_options") and user_mappings(options) != (plan.uids, plan.gids):
         raise bad(f"{_OPTIONS}.userns_options", "is not the pod's")
     kinds: dict[str, str | None] = {

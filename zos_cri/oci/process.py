@@ -55,7 +55,10 @@ def arguments(config: cri_pb2.ContainerConfig, image: Image) -> list[str]:
     Raises:
         InvalidArgument: neither says what to run, or an argument has a NUL.
     """
-    command, args = list(config.command), list(config.args)
+    command, args = (
+        [text(f"{field}[{index}]", argument) for index, argument in enumerate(given)]
+        for field, given in (("command", config.command), ("args", config.args))
+    )
     if not command:
         args = args or list(image.cmd)
         # [""] is how an image takes its parent's entrypoint back.

@@ -43,6 +43,17 @@ def seccomp_choice(
     return field, _from_string(field, context.seccomp_profile_path or unset or "unconfined")
 
 
+def check_pods(context: cri_pb2.LinuxSandboxSecurityContext) -> None:
+    """Refuses profiles of no known form. A pod has no process of its own that would need a file.
+
+    Raises:
+        InvalidArgument: the message names the field.
+    """
+    for name in ("seccomp", "apparmor"):
+        _checked(f"{_CONTEXT}.{name}", getattr(context, name))
+    _from_string(f"{_CONTEXT}.seccomp_profile_path", context.seccomp_profile_path or "unconfined")
+
+
 def localhost_path(context: cri_pb2.LinuxContainerSecurityContext, *, unset: str = "") -> str:
     """The file of the seccomp profile that a container needs, "" where it needs none.
 

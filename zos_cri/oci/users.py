@@ -76,10 +76,15 @@ def resolve(
         InvalidArgument: fields that don't go together, ids out of range, a user or group that the
             image doesn't have, or account files beyond all measure.
     """
-    _check(context)
-    if context.run_as_username:
+    check_ids(context)
+    by_id, by_name = context.HasField("run_as_user"), bool(context.run_as_username)
+    if by_id and by_name:
+        raise bad(f"{_CONTEXT}.run_as_username", "is given together with run_as_user")
+    if context.HasField("run_as_group") and not (by_id or by_name):
+        raise bad(f"{_CONTEXT}.run_as_group", "is given without run_as_user or run_as_username")
+    if by_name:
         field, name, group = f"{_CONTEXT}.run_as_username", context.run_as_username, ""
-    elif context.HasField("run_as_user"):
+    elif by_id:
         field, name, group = f"{_CONTEXT}.run_as_user", str(context.run_as_user.value), ""
     else:
         field = "the image's USER"
@@ -118,12 +123,14 @@ def entry(user: User, additional: Iterable[int] = ()) -> dict[str, object]:
     return {"uid": user.uid, "gid": user.gid, "additionalGids": groups}
 
 
-def _check(context: cri_pb2.LinuxContainerSecurityContext) -> None:
-    by_id, by_name = context.HasField("run_as_user"), bool(context.run_as_username)
-    if by_id and by_name:
-        raise bad(f"{_CONTEXT}.run_as_username", "is given together with run_as_user")
-    if context.HasField("run_as_group") and not (by_id or by_name):
-        raise bad(f"{_CONTEXT}.run_as_group", "is given without run_as_user or run_as_username")
+def check_ids(
+    context: cri_pb2.LinuxContainerSecurityContext | cri_pb2.LinuxSandboxSecurityContext,
+) -> None:
+    """Refuses ids that no process could have, of a container or a pod.
+
+    Raises:
+        InvalidArgument: the message names the field.
+    """
     for name in ("run_as_user", "run_as_group"):
         if context.HasField(name):
             _in_range(f"{_CONTEXT}.{name}", getattr(context, name).value)
