@@ -85,6 +85,9 @@ class ImageConfig(_Section, frozen=True):
     connections: Annotated[int, msgspec.Meta(ge=1, le=64)] = 6  # to registries, of one pull
     max_layer_bytes: Annotated[int, msgspec.Meta(gt=0)] = 1 << 40  # of one layer, unpacked
     min_free_bytes: NotNegative = 256 << 20  # of the disk; pulls leave it alone
+    # containers-policy.json(5): what must be signed, and by whom; "" = nothing must
+    signature_policy: str = ""
+    registries_d: str = "/etc/containers/registries.d"  # where simple signing's signatures are
 
 
 class ContainerLogConfig(_Section, frozen=True):
@@ -217,6 +220,8 @@ def _check(config: Config, name: str) -> None:
         ("server.logs", config.server.logs),
         ("server.socket", str(config.socket)),
         ("cni.conf_dir", config.cni.conf_dir),
+        ("images.registries_d", config.images.registries_d),
+        ("images.signature_policy", config.images.signature_policy or "/"),
         *(("cni.bin_dirs", directory) for directory in config.cni.bin_dirs),
         *(("cdi.dirs", directory) for directory in config.cdi.dirs),
     ):

@@ -6,10 +6,12 @@
     ├── AlreadyExists        the name is taken by something else
     ├── FailedPrecondition   right call, wrong state (start of a running container, …)
     ├── PermissionDenied     the kernel or a registry refused
+    │   └── SignatureValidationFailed   an image isn't signed as the policy asks
     ├── ResourceExhausted    disk, pids, memory, descriptors, tokens
     ├── DeadlineExceeded     a wait of ours ran out; the message names the stage
     ├── Cancelled            the caller went away
     ├── Unavailable          a peer (shim, registry, logger) is not there now; trying again may help
+    │   └── RegistryUnavailable         no host answered as a registry does
     ├── Unimplemented        not there; the message says what
     ├── DataLoss             something stored is damaged
     └── Internal             the peer or we broke a rule
@@ -68,6 +70,14 @@ class Unavailable(Error):
     """A peer isn't there now."""
 
 
+class RegistryUnavailable(Unavailable):
+    """No host answered as a registry does. CRI's name for it begins the message."""
+
+
+class SignatureValidationFailed(PermissionDenied):
+    """An image isn't signed as the policy asks. CRI's name for it begins the message."""
+
+
 class Unimplemented(Error):
     """Not offered here."""
 
@@ -94,6 +104,9 @@ _CODES: Final[Mapping[type[BaseException], str]] = {
     TimeoutError: "DEADLINE_EXCEEDED",
     Cancelled: "CANCELLED",
     Unavailable: "UNAVAILABLE",
+    # The kubelet looks for CRI's names only in what has no better code.
+    RegistryUnavailable: "UNKNOWN",
+    SignatureValidationFailed: "UNKNOWN",
     Unimplemented: "UNIMPLEMENTED",
     DataLoss: "DATA_LOSS",
     Internal: "INTERNAL",

@@ -138,6 +138,8 @@ def fetching(given: ImageConfig) -> Fetching:
         connections=given.connections,
         max_layer_bytes=given.max_layer_bytes,
         min_free_bytes=given.min_free_bytes,
+        policy=given.signature_policy,
+        registries_d=given.registries_d,
     )
 
 

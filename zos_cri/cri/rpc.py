@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import grpc
 from google.protobuf import message_factory
 
-from zos_cri.errors import Unimplemented, grpc_code, one_line
+from zos_cri.errors import Error, Unimplemented, grpc_code, one_line
 from zos_cri.log import bind, get_log
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _ID_FIELDS: Final = {
 # longer one a client may get RESOURCE_EXHAUSTED in its place.
 MESSAGE_LIMIT: Final = 2048
 # Errors that say that we, not the caller, are at fault; the others are part of the day's work.
-_OUR_FAULT: Final = frozenset({"INTERNAL", "UNKNOWN", "DATA_LOSS"})
+_OUR_FAULT: Final = frozenset({"INTERNAL", "DATA_LOSS"})
 
 
 class Rpcs:
@@ -151,7 +151,7 @@ class _Observed:
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
         self.message = one_line(error).encode()[:MESSAGE_LIMIT].decode(errors="ignore")
-        if self._code == "UNKNOWN":
+        if not isinstance(error, Error) and self._code == "UNKNOWN":
             _log.exception("rpc failed", rpc=self._method, code=self._code, error=self.message)
         else:
             write = _log.error if self._code in _OUR_FAULT else _log.info

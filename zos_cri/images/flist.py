@@ -29,6 +29,7 @@ from zos_cri.images.layout import Layout
 from zos_cri.images.load import manifest_for
 from zos_cri.images.manifest import go_architecture
 from zos_cri.images.model import MEDIA_OCI_MANIFEST, NewImage, NewLayer
+from zos_cri.images.policy import allow_unsigned
 from zos_cri.wire.tarheader import Entry, Kind
 
 if TYPE_CHECKING:
@@ -64,7 +65,9 @@ def make(job: FlistJob, emit: Callable[[AnyEvent], None]) -> Done:
         NotFound: the flist, or a block of it: the message has the file and the block.
         DataLoss: its md5, or a block's hash, is another.
         Unavailable: the hub or a store didn't answer.
+        SignatureValidationFailed: the policy asks for signatures, and flists have none.
     """
+    allow_unsigned(job.fetching.policy, "flist", job.ref)
     path = Path(job.staging) / "flist"
     digest = _obtain(job.location, path, job.fetching.floor)
     config = _config(job.location, digest)

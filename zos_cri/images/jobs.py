@@ -15,13 +15,15 @@ from zos_cri.images.model import Auth, Blob, Floor, NewImage
 
 
 class Fetching(msgspec.Struct, frozen=True):
-    """How a pull deals with the network and the disk.
+    """How a pull deals with the network and the disk, and what it asks of signatures.
 
     Attributes:
         connections: at most so many to registries at once.
         blob_connections: of these, at most so many for one large layer.
         max_layer_bytes: what one layer may take of the disk.
         min_free_bytes: what of the disk stays free.
+        policy: a file as containers-policy.json(5) has it; "" asks for no signatures.
+        registries_d: a directory as containers-registries.d(5) has it: where signatures are.
     """
 
     floor: Floor = Floor()
@@ -29,6 +31,8 @@ class Fetching(msgspec.Struct, frozen=True):
     blob_connections: int = 3
     max_layer_bytes: int = 1 << 40
     min_free_bytes: int = 256 << 20
+    policy: str = ""
+    registries_d: str = ""
 
 
 class Job(msgspec.Struct, frozen=True, tag=True):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from zos_cri.images.decompress import Source
     from zos_cri.images.jobs import AnyEvent, PullJob
+    from zos_cri.images.signatures import Checker
 
 
 def pull(job: PullJob, emit: Callable[[AnyEvent], None]) -> Done:
@@ -49,10 +50,14 @@ def pull(job: PullJob, emit: Callable[[AnyEvent], None]) -> Done:
         tokens=tokens,
         floor=job.fetching.floor,
     )
-    top = repository.document(ref.digest or ref.tag, known=job.known)
+    checker = _checker(job, repository)
+    # What is here may have come before there was a policy: then it is asked for as if it weren't.
+    top = repository.document(ref.digest or ref.tag, known=() if checker else job.known)
     if not top.body:
         return Done(unchanged=top.digest, tokens=_out(tokens))
     image = _Image(job, repository, top)
+    if checker is not None:
+        checker.check(tuple(dict.fromkeys((top.digest, image.document.digest))))
     emit(image.resolved)
     tracker = Tracker(image.parts.blobs)
     archives = _Downloads(job, repository, image.parts.blobs)
@@ -72,6 +77,16 @@ def pull(job: PullJob, emit: Callable[[AnyEvent], None]) -> Done:
         names=tuple(names),
     )
     return Done(images=(new,), tokens=_out(tokens))
+
+
+def _checker(job: PullJob, repository: Repository) -> Checker | None:
+    """What checks the image's signatures; None where the policy asks for none."""
+    if not job.fetching.policy:
+        return None
+    from zos_cri.images.signatures import Checker  # noqa: PLC0415 a worker's start is part of a pull
+
+    checker = Checker(repository, job.fetching, Path(job.staging))
+    return checker if checker.asks else None
 
 
 class _Image:

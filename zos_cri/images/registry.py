@@ -18,7 +18,7 @@ from zos_cri.errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
-    Unavailable,
+    RegistryUnavailable,
     Unimplemented,
 )
 from zos_cri.images.http import Client, Response, TransferError
@@ -49,10 +49,6 @@ _MAX_WAIT: Final = 30.0
 _ACCEPT: Final = ", ".join(
     (MEDIA_OCI_INDEX, MEDIA_DOCKER_LIST, MEDIA_OCI_MANIFEST, MEDIA_DOCKER_MANIFEST, "*/*;q=0.1")
 )
-
-
-class RegistryUnavailable(Unavailable):
-    """No host answered as a registry does. CRI's name for it begins the message."""
 
 
 class Document(msgspec.Struct, frozen=True):
