@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from zos_cri.errors import NotFound
+from zos_cri.linux import blocking
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 
     from zos_cri.cri.rpc import Rpcs
 
 HEALTH: Final = health_pb2.DESCRIPTOR.services_by_name["Health"]
 # Newer clients ask for v1 first. The library has v1alpha alone; on the wire they are the same.
-_REFLECTIONS: Final = ("grpc.reflection.v1.ServerReflection", reflection.SERVICE_NAME)
+_REFLECTIONS: Final = (
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+_LIBRARY: Final = "grpc_reflection.v1alpha."
 
 
 class Health:
@@ -87,13 +92,22 @@ def reflection_handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]
     Args:
         services: their full names.
     """
-    servicer: Any = reflection.aio.ReflectionServicer
-    answer = servicer((*services, *_REFLECTIONS)).ServerReflectionInfo
-    method: Any = grpc.stream_stream_rpc_method_handler(
-        answer,
-        reflection_pb2.ServerReflectionRequest.FromString,
-        reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
+    names = (*services, *_REFLECTIONS)
+
+    async def answer(requests: AsyncIterator[bytes], context: Any) -> AsyncGenerator[bytes, None]:
+        # It takes four MiB, and few ever ask.
+        library: Any = await blocking.call(import_module, _LIBRARY + "reflection")
+        messages: Any = await blocking.call(import_module, _LIBRARY + "reflection_pb2")
+
+        async def parsed() -> AsyncGenerator[Any, None]:
+            async for request in requests:
+                yield messages.ServerReflectionRequest.FromString(request)
+
+        servicer = library.aio.ReflectionServicer(names)
+        async for response in servicer.ServerReflectionInfo(parsed(), context):
+            yield response.SerializeToString()
+
+    method: Any = grpc.stream_stream_rpc_method_handler(answer)  # None: bytes as they are
     return [
         grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
         for name in _REFLECTIONS
