@@ -108,6 +108,10 @@ class SealJob(Job, frozen=True, tag=True):
     sync: bool = False
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """The worker has read its job: always the first event."""
+
+
 class Resolved(msgspec.Struct, frozen=True, tag=True):
     """What the image consists of; the server keeps these from being collected meanwhile."""
 
@@ -173,7 +177,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 AnyJob = PullJob | LoadJob | SaveJob | FlistJob | SealJob
-AnyEvent = Resolved | Progress | Sealed | Done | Failed
+AnyEvent = Begun | Resolved | Progress | Sealed | Done | Failed
 
 _KINDS = {
     cls.__name__: cls

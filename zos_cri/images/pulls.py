@@ -108,6 +108,7 @@ class Pulls:
         self._certs_dirs = tuple(str(path) for path in certs_dirs)
         self._on_report = on_report
         self._running: dict[tuple[str, bytes], _Pull] = {}
+        self._workers = workers.Workers()
         self._tokens: dict[str, tuple[str, float]] = {}
 
     async def pull(self, ref: str, auth: Auth | None, timeout: float | None) -> str:
@@ -192,7 +193,7 @@ class Pulls:
             async with step("pull.stage"):
                 staging.mkdir(mode=0o700)
             async with step("pull.fetch"):
-                done = await workers.run(make(common), pull.listener(holder, str(staging)))
+                done = await self._workers.run(make(common), pull.listener(holder, str(staging)))
             async with step("pull.commit"):
                 made = [(await holder.commit(image)).id for image in done.images]
             return done, tuple(made)
@@ -220,6 +221,7 @@ class Pulls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._workers.aclose()
 
     async def _run(self, pull: _Pull, ref: str, auth: Auth | None) -> str:
         try:

@@ -1,7 +1,9 @@
 """The worker process: one job from standard input, its events to standard output, then the end.
 
-    python -m zos_cri.images.worker
+    python -m zos_cri.images.worker [pull]
 
+With "pull" it imports what pulls need before it reads the job: it may be started ahead of one.
+Where its input ends without a job it ends too.
 It may be killed at any moment: what it makes lies in its staging directory until the server takes
 it over, and partial downloads are checked by their digests before anything is made of them.
 """
@@ -21,6 +23,7 @@ from zos_cri.images import trees
 from zos_cri.images.jobs import (
     AnyEvent,
     AnyJob,
+    Begun,
     Done,
     FlistJob,
     LoadJob,
@@ -52,7 +55,12 @@ _KEPT_MEMORY: Final = 64 << 20
 def main() -> None:
     gc.set_threshold(_GC_THRESHOLD)
     keep_freed_memory(_LARGEST_CHUNK, _KEPT_MEMORY)
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=AnyJob)
+    if "pull" in sys.argv[1:]:
+        import zos_cri.images.puller  # noqa: F401, PLC0415
+    asked = sys.stdin.buffer.read()
+    if not asked:  # started ahead, and not needed
+        os._exit(0)
+    job = msgspec.json.decode(asked, type=AnyJob)
     lock = threading.Lock()
     encode = msgspec.json.Encoder().encode
 
@@ -66,6 +74,7 @@ def main() -> None:
                 os._exit(1)
 
     try:
+        emit(Begun())
         os.umask(0)
         if job.staging:
             spread_subdirectories(job.staging)

@@ -1,4 +1,9 @@
-"""Worker processes, from the server's side: start one, hear its events, end it."""
+"""Worker processes, from the server's side: start one, hear its events, end it.
+
+A worker does one job and ends. What a pull's worker imports takes as long as a small pull, so
+`Workers` starts the one for the next pull ahead, when a pull has ended; it is let go where no
+other comes soon, for its memory.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from zos_cri.errors import DeadlineExceeded, Internal
-from zos_cri.images.jobs import AnyEvent, AnyJob, Done, Failed, as_error
+from zos_cri.images.jobs import AnyEvent, AnyJob, Begun, Done, Failed, as_error
 from zos_cri.linux import spawn
 from zos_cri.log import get_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 _log = get_log(__name__)
 
@@ -26,6 +31,11 @@ _MAX_LINE: Final = 64 << 20
 # How long a killed worker may take to be gone; longer, and it is stuck in the kernel.
 _KILL_GRACE: Final = 10.0
 _STDERR_TAIL: Final = 2048
+# Images of a node's start, or of a pod's containers, are pulled one after another.
+_SPARE_KEPT: Final = 60.0
+# By then who waited for the last pull has been answered, and has the processors for what follows.
+_SPARE_AFTER: Final = 0.1
+_PULL: Final = "pull"
 _DECODER: Final = msgspec.json.Decoder(AnyEvent)
 
 
@@ -39,21 +49,111 @@ async def run(job: AnyJob, on_event: Callable[[AnyEvent], None] | None = None) -
         Error: the job failed, as the class that the worker had.
         Internal: the worker died.
     """
-    worker = _Worker()
+    return await _have_done(_Worker(), job, on_event)
+
+
+async def _have_done(
+    worker: _Worker, job: AnyJob, on_event: Callable[[AnyEvent], None] | None
+) -> Done:
     try:
-        await worker.start()
+        if not worker.started:
+            await worker.start()
         return await worker.converse(job, on_event)
     finally:
         await worker.close()
 
 
+class _NotBegun(Internal):
+    """The worker died before it had its job."""
+
+
+class Workers:
+    """Workers for pulls, with one that waits for its job where there was a pull lately.
+
+    To be closed by `aclose`.
+    """
+
+    def __init__(self, *, kept: float = _SPARE_KEPT, after: float = _SPARE_AFTER) -> None:
+        """
+        Args:
+            kept: seconds that a spare worker waits for a job.
+            after: seconds from a job's end to the start of the next worker.
+        """
+        self._kept = kept
+        self._after = after
+        self._spare: _Worker | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def run(self, job: AnyJob, on_event: Callable[[AnyEvent], None] | None = None) -> Done:
+        """As the function `run`, by the worker that waits if there is one."""
+        try:
+            spare = self._take()
+            if spare is not None:
+                with contextlib.suppress(_NotBegun):  # it died while it waited
+                    return await _have_done(spare, job, on_event)
+            return await _have_done(_Worker(_PULL), job, on_event)
+        finally:
+            self._later(self._after, self._prepare)
+
+    @property
+    def spare(self) -> int:
+        """The pid of the worker that waits; 0 where none does."""
+        return self._spare.process.pid if self._spare is not None else 0
+
+    async def aclose(self) -> None:
+        """Ends the worker that waits; idempotent. Those with a job are their callers'."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._drop()
+
+    def _take(self) -> _Worker | None:
+        spare, self._spare = self._spare, None
+        return spare
+
+    def _later(self, delay: float, what: Callable[[], Coroutine[None, None, None]]) -> None:
+        """The last one counts: a job's end puts off both the next start and the spare's end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._closed:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(delay, lambda: self._begin(what))
+
+    def _begin(self, what: Callable[[], Coroutine[None, None, None]]) -> None:
+        task = asyncio.create_task(what())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _prepare(self) -> None:
+        if self._spare is None:
+            worker = _Worker(_PULL)
+            try:
+                await worker.start()
+            except OSError as error:  # the next pull will say so
+                worker.release()
+                _log.warning("no worker could be started ahead", error=error)
+                return
+            self._spare = worker
+        self._later(self._kept, self._drop)
+
+    async def _drop(self) -> None:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            await spare.close()
+
+
 class _Worker:
     process: spawn.Process
 
-    def __init__(self) -> None:
+    def __init__(self, *ahead: str) -> None:
+        self._ahead = ahead  # a job's name, whose imports needn't wait for the job
         self._link: socket.socket | None = None
         self._stack = contextlib.ExitStack()
-        self._started = False
+        self.started = False
 
     async def start(self) -> None:
         stack = self._stack
@@ -65,13 +165,13 @@ class _Worker:
             err = os.memfd_create("worker-stderr", os.MFD_CLOEXEC)
             self._stderr = stack.enter_context(os.fdopen(err, "rb", buffering=0))
             self.process = await spawn.start(
-                [sys.executable, "-P", "-m", "zos_cri.images.worker"],
+                [sys.executable, "-P", "-m", "zos_cri.images.worker", *self._ahead],
                 env=environment(),
                 stdin=end.fileno(),
                 stdout=end.fileno(),
                 stderr=err,
             )
-            self._started = True
+            self.started = True
 
     async def converse(self, job: AnyJob, on_event: Callable[[AnyEvent], None] | None) -> Done:
         link, self._link = self._link, None
@@ -79,16 +179,19 @@ class _Worker:
         self._stack.callback(writer.close)
         writer.write(msgspec.json.encode(job))
         writer.write_eof()
+        begun = False
         while line := await _line(reader):
             event = _DECODER.decode(line)
+            begun = True
             if isinstance(event, Done):
                 return event
             if isinstance(event, Failed):
                 raise as_error(event)
-            if on_event is not None:
+            if on_event is not None and not isinstance(event, Begun):
                 on_event(event)
         code = await self.process.wait()
-        raise Internal(f"image worker: ended with {code} before its job{self._said()}")
+        how = f"image worker: ended with {code} before its job{self._said()}"
+        raise Internal(how) if begun else _NotBegun(how)
 
     def _said(self) -> str:
         tail = os.pread(self._stderr.fileno(), 1 << 20, 0)[-_STDERR_TAIL:]
@@ -97,16 +200,21 @@ class _Worker:
     async def close(self) -> None:
         """Kills it if it still runs, and waits for it to be gone."""
         try:
-            if self._started and self.process.returncode is None:
+            if self.started and self.process.returncode is None:
                 self.process.kill(group=True)
                 try:
                     await asyncio.shield(self.process.wait(_KILL_GRACE))
                 except DeadlineExceeded:
                     _log.error("image worker is stuck in the kernel", pid=self.process.pid)
         finally:
-            if self._link is not None:
-                self._link.close()
-            self._stack.close()
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of all descriptors. A worker without a job ends by that."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._stack.close()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
