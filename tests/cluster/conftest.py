@@ -51,7 +51,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     cluster = getattr(item, "funcargs", {}).get("cluster")
-    if report.failed and cluster is not None:
+    if report.failed and report.when != "teardown" and cluster is not None:
         for program in cluster.programs():
             text = program.log.read_text(errors="replace")[-4000:]
             report.sections.append((str(program.log), text))

@@ -78,7 +78,7 @@ def test_pods_of_two_nodes_reach_each_other(objects: Objects) -> None:
     for here, there in (("node1", "node2"), ("node2", "node1")):
         address = objects.wait(f"on-{there}", is_ready, "is ready")["status"]["podIP"]
         objects.wait(f"on-{here}", is_ready, "is ready")
-        get = ("wget", "-qO-", "-T", "20", f"http://{address}:8080/")
+        get = ("timeout", "20", "wget", "-qO-", f"http://{address}:8080/")
         assert objects.kubectl("exec", f"on-{here}", "--", *get) == f"on-{there}\n"
 
 
