@@ -80,6 +80,7 @@ class Space:
             undo.callback(holder.wait)
             undo.callback(holder.kill)
             assert holder.stdout is not None
+            undo.callback(holder.stdout.close)
             if holder.stdout.readline().strip() != READY.encode():
                 raise SystemExit("the namespaces of a node could not be made: see above")
             self.pid = holder.pid

@@ -9,7 +9,7 @@ import pytest
 
 from hack.clusters.cluster import clustered
 from tests.cluster.images import load_image
-from tests.cluster.objects import Objects
+from tests.cluster.objects import Objects, container, is_ready, on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # Loaded on node1 before its kubelet starts: they are old enough when it looks the second time.
 UNUSED, USED = "localhost/test/unused:1", "localhost/test/used:1"
+USER = "user"  # the pod, in the namespace `default`, that uses the one
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,10 @@ def cluster(own_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for number, name in enumerate((UNUSED, USED)):
             archive: Path = tmp_path_factory.mktemp("image") / "image.tar"
             load_image(node, name, archive, str(number))
+        Objects(running, "default").pod(
+            USER, container(image=USED, command=["sleep", "infinity"]), **on("node1")
+        )
+        Objects(running, "default").wait(USER, is_ready, "is ready")
         node.kubelet.end()
         node.settings = {"imageGCHighThresholdPercent": 1, "imageGCLowThresholdPercent": 0}
         node.start_kubelet()
@@ -39,6 +44,7 @@ def cluster(own_network: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def objects(cluster: Cluster) -> Iterator[Objects]:
     """Makes objects in a namespace of the test's own, which goes with them."""
     made = Objects(cluster, f"t{secrets.token_hex(3)}")
+    made.kubectl("create", "namespace", made.namespace)
     try:
         yield made
     finally:

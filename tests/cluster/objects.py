@@ -41,12 +41,11 @@ def on(node: str) -> dict[str, Any]:
 
 
 class Objects:
-    """What a test makes by kubectl, and asks of it."""
+    """What a test makes by kubectl in a namespace that exists, and asks of it."""
 
     def __init__(self, cluster: Cluster, namespace: str) -> None:
         self._cluster = cluster
         self.namespace = namespace
-        self.kubectl("create", "namespace", namespace)
 
     def close(self) -> None:
         self.kubectl("delete", "namespace", self.namespace, "--timeout=300s", timeout=320)

@@ -36,14 +36,14 @@ def test_nodes_are_ready(cluster: Cluster) -> None:
 
 
 def test_a_deployment_is_scaled_to_50_pods(
-    objects: Objects, record_property: Callable[[str, object], None]
+    objects: Objects, record_testsuite_property: Callable[[str, object], None]
 ) -> None:
     objects.workload("Deployment", "many", spec(), replicas=2)
     objects.rolled_out("deployment", "many")
     begun = time.monotonic()
     objects.kubectl("scale", "deployment/many", f"--replicas={PODS}")
     objects.rolled_out("deployment", "many")
-    record_property("scaled up, s", round(time.monotonic() - begun, 1))
+    record_testsuite_property("scaled up, s", round(time.monotonic() - begun, 1))
     pods = objects.pods("many")
     assert len(pods) == PODS
     assert all(is_ready(pod) and restarts(pod) == 0 for pod in pods)
@@ -55,7 +55,7 @@ def test_a_deployment_is_scaled_to_50_pods(
     objects.kubectl(
         "wait", "--for=delete", "pod", "--selector=app=many", "--timeout=180s", timeout=200
     )
-    record_property("scaled down, s", round(time.monotonic() - begun, 1))
+    record_testsuite_property("scaled down, s", round(time.monotonic() - begun, 1))
 
 
 def test_a_rolling_update(objects: Objects) -> None:
