@@ -152,6 +152,7 @@ class ControlPlane:
             "--kubelet-insecure-tls",
             "--kubelet-preferred-address-types=InternalIP",
             "--metric-resolution=10s",
+            "--kubelet-request-timeout=5s",  # it must be less
         ]
 
 

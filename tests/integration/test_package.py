@@ -130,8 +130,12 @@ def package() -> Path:
 
 @pytest.fixture
 def newer(package: Path, tmp_path: Path) -> Path:
+    return made_newer(package, tmp_path)
+
+
+def made_newer(package: Path, scratch: Path) -> Path:
     """The same with another version, and another default for one setting."""
-    tree = tmp_path / "tree"
+    tree = scratch / "tree"
     subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
     control = tree / "DEBIAN/control"
     control.write_text(control.read_text().replace(f"Version: {__version__}", "Version: 99.0"))
@@ -140,7 +144,7 @@ def newer(package: Path, tmp_path: Path) -> Path:
     shutil.rmtree(init.parent / "__pycache__")
     default = tree / "etc/zos-cri/config.toml"
     default.write_text(default.read_text() + "# from 99.0\n")
-    made = tmp_path / "newer.deb"
+    made = scratch / "newer.deb"
     subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, made], check=True)
     return made
 
@@ -266,11 +270,17 @@ def test_node_script_of_the_chart(host: Host, package: Path, newer: Path, tmp_pa
     assert "unix:///run/zos-cri/zos-cri.sock" in drop_in.read_text()
     assert f"{__version__} is installed" in node("install")
     # An upgrade, and a configuration that is wrong: the one that is there stays.
-    shutil.copy(newer, there)
+    shutil.copy(newer, packages / package.name.replace(__version__, "99.0"))
+    there.unlink()
+    node("is-installed", code=1)
     assert f"installing 99.0 over {__version__}" in node("install")
     config.write_text("[log]\nformat = 'loud'\n")
     assert "neither text nor json" in node("install", code=3)
+    node("is-installed", code=1)
     assert "'json'" in (host.root / "etc/zos-cri/config.toml").read_text()
+    config.write_text("[log]\nformat = 'text'\n")
+    assert "the configuration has changed" in node("install")
+    node("is-installed")
     node("is-removed", code=1)
     assert "removed" in node("remove")
     node("is-removed")

@@ -41,20 +41,18 @@ stage() {
     cp "$1" "$HOST$STAGING/zos-cri.deb"
 }
 
+is_configured() { [ ! -e "$CONFIG" ] || cmp -s "$CONFIG" "$HOST/etc/zos-cri/config.toml"; }
 configure() {
-    [ -e "$CONFIG" ] || return 0
+    ! is_configured || return 0
     cp "$CONFIG" "$HOST/etc/zos-cri/.config.toml.new"
     on_host zos-cri config validate --config /etc/zos-cri/.config.toml.new || {
         code=$?
         rm -f "$HOST/etc/zos-cri/.config.toml.new"
         return $code
     }
-    if ! cmp -s "$CONFIG" "$HOST/etc/zos-cri/config.toml"; then
-        mv "$HOST/etc/zos-cri/.config.toml.new" "$HOST/etc/zos-cri/config.toml"
-        say 'the configuration has changed'
-        if has_systemd; then on_host systemctl restart zos-cri.service; fi
-    fi
-    rm -f "$HOST/etc/zos-cri/.config.toml.new"
+    mv "$HOST/etc/zos-cri/.config.toml.new" "$HOST/etc/zos-cri/config.toml"
+    say 'the configuration has changed'
+    if has_systemd; then on_host systemctl restart zos-cri.service; fi
 }
 
 point_kubelet() {
@@ -108,27 +106,33 @@ remove() {
     say 'removed; /etc/zos-cri and /var/lib/zos-cri are left (apt-get purge zos-cri removes them)'
 }
 
+# Of this image, not of the one before it, and with the configuration of now.
 is_installed() {
-    [ -n "$(installed_version)" ] || return 1
+    file=$(package) || return 1
+    wanted=${file##*/zos-cri_}
+    [ "$(installed_version)" = "${wanted%_*}" ] || return 1
+    is_configured || return 1
     ! has_systemd || on_host systemctl --quiet is-active zos-cri.service
 }
 
 wait_for_the_end() {
     trap 'exit 0' TERM INT
     while :; do
-        sleep 3600 &
+        sleep 60 &
         wait $!
+        # A mounted ConfigMap may become the new one only after we have begun.
+        [ "$1" = remove ] || configure || say 'the configuration is wrong, and was not taken' >&2
     done
 }
 
 case "${1:-}" in
 install)
     install_
-    [ -n "${ONCE:-}" ] || wait_for_the_end
+    [ -n "${ONCE:-}" ] || wait_for_the_end install
     ;;
 remove)
     remove
-    [ -n "${ONCE:-}" ] || wait_for_the_end
+    [ -n "${ONCE:-}" ] || wait_for_the_end remove
     ;;
 is-installed) is_installed ;;
 is-removed) [ -z "$(installed_version)" ] ;;
