@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from zos_cri.audit import check
+from zos_cri.audit import check, present
 from zos_cri.cli.main import main
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ A = "a" * 64
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(check.audit, "__kwdefaults__", {"settle": 0.0})
+    # Another server of this host has containers there.
+    monkeypatch.setattr(present, "OUR_CGROUPS", (f"/{tmp_path.name}",))
     path = tmp_path / "config.toml"
     path.write_text(
         f'[server]\nrun = "{tmp_path}/run"\nstate = "{tmp_path}/state"\n'
