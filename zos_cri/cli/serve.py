@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,8 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load()
     log.setup(level=settings.log.level, fmt=settings.log.format)
     openfiles.raise_limit()
-    # gRPC's fork handlers cost milliseconds at each spawn; nothing here forks without exec.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         held = runner.run(_serve(settings, load))
     if held is not None:
