@@ -109,7 +109,9 @@ def test_the_chart(cluster: Cluster, objects: Objects, host: Path, chart: Path) 
         )
         cluster.kubectl("label", "node", "node1", f"{LABEL}=remove", "--overwrite")
         wait_for_pods(objects, "remove")
-        assert "zos-cri" not in on_host("dpkg", "--get-selections")
+        # Its configuration stays.
+        assert on_host("dpkg", "--get-selections", "zos-cri").split() == ["zos-cri", "deinstall"]
+        on_host("test", "!", "-e", "/usr/bin/zos-cri")
     finally:
         cluster.kubectl("label", "node", "node1", f"{LABEL}-")
         helm("uninstall", "zos", "--wait")

@@ -208,8 +208,14 @@ def test_a_reload_reads_the_configuration(counting: dict[str, Any]) -> None:
         config.write_text(text)
 
 
-def test_readme_kubelet(counting: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("driver", ["cgroupfs", "systemd"])
+def test_readme_kubelet(counting: dict[str, Any], driver: str, tmp_path: Path) -> None:
     """The first pod, by the commands of README; only what needs a network is left out."""
+    if driver == "systemd":
+        config = Path("/etc/zos-cri/config.toml")
+        text = config.read_text().replace("#systemd_cgroup = false", "systemd_cgroup = true", 1)
+        config.write_text(text)
+        run("systemctl", "restart", SERVER)
     section = (ROOT / "README.md").read_text().split("\n## The kubelet\n")[1].split("\n## ")[0]
     (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
     fetch = "until busybox wget -q -O - http://127.0.0.1:8080; do sleep 1; done"
@@ -222,7 +228,8 @@ def test_readme_kubelet(counting: dict[str, Any], tmp_path: Path) -> None:
     ):
         block, count = re.subn(shown, here, block, flags=re.MULTILINE)
         assert count, shown
-    cgroup = f"echo cgroups; ls /sys/fs/cgroup/kubepods.slice; rm {tmp_path}/pods/web.json; "
+    slices = "/sys/fs/cgroup/" + {"cgroupfs": "kubepods", "systemd": "kubepods.slice"}[driver]
+    cgroup = f"ls {slices}; rm {tmp_path}/pods/web.json; "
     gone = "until ! zos-cri ps --all-ns | grep -q httpd; do sleep 1; done; kill %1; wait"
     try:
         said = run("bash", "-euc", f"cd {tmp_path}\n{block}\n{cgroup}\n{gone}\n")
@@ -231,7 +238,8 @@ def test_readme_kubelet(counting: dict[str, Any], tmp_path: Path) -> None:
         raise
     assert "hello" in said
     assert re.search(r"httpd .*running", said, re.IGNORECASE), said
-    assert re.search(r"^kubepods-besteffort\.slice$", said, re.MULTILINE), said
+    name = {"cgroupfs": "besteffort", "systemd": "kubepods-besteffort.slice"}[driver]
+    assert name in said.splitlines(), said
 
 
 def test_removal(counting: dict[str, Any], package: Path) -> None:

@@ -69,6 +69,12 @@ async def handlers(config: Config, *, mode: str, systemd: bool) -> AsyncIterator
                 "systemd_cgroup is true, but systemd isn't the init",
                 f"handlers.{name}.systemd_cgroup = false; the kubelet takes its driver from us",
             )
+        if systemd and mode == "v2" and not handler.systemd_cgroup:
+            yield warn(
+                f"handlers.{name}",
+                "cgroups are made beside systemd, which takes itself for their only keeper",
+                f"handlers.{name}.systemd_cgroup = true, before the node has pods",
+            )
 
 
 async def _shim(name: str, handler: HandlerConfig) -> Finding:

@@ -52,6 +52,23 @@ async def test_programs_that_are_not_there():
     assert "systemd_cgroup" in findings["handlers.x"].advice
 
 
+@pytest.mark.parametrize(
+    ("systemd", "mode", "handler", "told"),
+    [
+        (True, "v2", False, True),
+        (True, "v2", True, False),
+        (True, "hybrid", False, False),
+        (False, "v2", False, False),
+    ],
+)
+async def test_cgroups_beside_systemd_are_told(systemd, mode, handler, told):
+    findings = await judged(HandlerConfig(systemd_cgroup=handler), mode=mode, systemd=systemd)
+    assert ("handlers.x" in findings) is told
+    if told:
+        assert findings["handlers.x"].level == "warn"
+        assert findings["handlers.x"].advice.startswith("handlers.x.systemd_cgroup = true")
+
+
 async def test_a_program_that_fails_is_told(tmp_path):
     assert "exit code 3" in await programs.version(program(tmp_path / "x", "no", 3))
     assert "x" in await programs.version(str(tmp_path / "absent-x"))
