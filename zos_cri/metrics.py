@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from zos_cri.images.pulls import PullReport
+    from zos_cri.tracing import Tracer
 
 # 1 ms is a list from memory, 60 s a pull or a hanging plugin; steps of 2 to 2.5 between.
 BUCKETS: Final = (
@@ -37,7 +38,12 @@ BUCKETS: Final = (
 class Metrics:
     """The registry and its metrics."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
+        """
+        Args:
+            tracer: gets a span for each stage, and buckets an example of one.
+        """
+        self.tracer = tracer
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -160,13 +166,19 @@ class Metrics:
     def stage(self, operation: str, stage: str) -> Iterator[None]:
         """Times one stage, and counts its failure."""
         begun = time.perf_counter()
+        exemplar = None
         try:
-            yield
+            if self.tracer is None:
+                yield
+            else:
+                with self.tracer.stage(operation, stage) as span:
+                    exemplar = span.exemplar()
+                    yield
         except Exception as error:
             self.errors.labels(f"{operation}/{stage}", grpc_code(error)).inc()
             raise
         finally:
-            self._stage(operation, stage).observe(time.perf_counter() - begun)
+            self._stage(operation, stage).observe(time.perf_counter() - begun, exemplar)
 
     def watch(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from zos_cri import tracing
 from zos_cri.config import Config, ImageConfig, handlers, warm_shims
 from zos_cri.cri import facts
 from zos_cri.host import host_facts, with_default_profile
@@ -69,7 +71,10 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         await dynmods.favor()
     cgroups = Cgroups()
     host = await with_default_profile(await host_facts(cgroups))
-    metrics = Metrics()
+    tracer = tracing.start(os.environ)
+    if tracer is not None:
+        undo.push_async_callback(tracer.aclose)
+    metrics = Metrics(tracer)
     database = Database(config.state_dir / "state.db")
     undo.callback(database.close)
     metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)

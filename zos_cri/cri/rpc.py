@@ -16,10 +16,12 @@ from zos_cri.log import bind, get_log
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
     from zos_cri.metrics import Metrics
+    from zos_cri.tracing import Recording
 
 _log = get_log(__name__)
 
@@ -97,7 +99,8 @@ class Rpcs:
         fields = _log_fields(method)
 
         async def handle(request: Any, context: Context) -> Any:
-            with _Observed(self._metrics, method) as observed, bind(**fields(request)):
+            about = fields(request)
+            with _Observed(self._metrics, method, about, context) as observed, bind(**about):
                 try:
                     return await call(request)
                 except Exception as error:
@@ -110,7 +113,8 @@ class Rpcs:
         fields = _log_fields(method)
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Observed(self._metrics, method) as observed, bind(**fields(request)):
+            about = fields(request)
+            with _Observed(self._metrics, method, about, context) as observed, bind(**about):
                 try:
                     # Closed with the call, so that a client that leaves frees what it reads from.
                     async with contextlib.aclosing(call(request)) as responses:
@@ -128,16 +132,29 @@ class Rpcs:
 
 
 class _Observed:
-    """One RPC's measurements: in flight while inside, its duration and code afterwards."""
+    """One RPC's measurements: in flight while inside, its duration and code afterwards.
 
-    def __init__(self, metrics: Metrics, method: MethodDescriptor) -> None:
+    And its span, where there is tracing.
+    """
+
+    def __init__(
+        self, metrics: Metrics, method: MethodDescriptor, about: Mapping[str, str], context: Context
+    ) -> None:
         self._metrics = metrics
         self._method = method.name
         self._begun = time.perf_counter()
         self._code = "OK"
         self.message = ""
+        self._traced: AbstractContextManager[Recording] | None = None
+        self._span: Recording | None = None
+        if metrics.tracer is not None:
+            metadata = dict(context.invocation_metadata() or ())
+            service = method.containing_service.full_name
+            self._traced = metrics.tracer.rpc(service, method.name, metadata, about)
 
     def __enter__(self) -> _Observed:
+        if self._traced is not None:
+            self._span = self._traced.__enter__()
         self._metrics.in_flight(self._method).inc()
         return self
 
@@ -146,7 +163,12 @@ class _Observed:
             self._code = "CANCELLED"
         self._metrics.in_flight(self._method).dec()
         seconds = time.perf_counter() - self._begun
-        self._metrics.duration(self._method, self._code).observe(seconds)
+        exemplar = None
+        if self._traced is not None and self._span is not None:
+            exemplar = self._span.exemplar()
+            self._span.answered(self._code, self.message)
+            self._traced.__exit__(None, None, None)
+        self._metrics.duration(self._method, self._code).observe(seconds, exemplar)
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from zos_cri import errors
 from zos_cri._pb import task_types_pb2, task_v3_pb2, types_pb2
 from zos_cri.failpoints import step
+from zos_cri.tracing import carried
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,8 +157,9 @@ class TaskClient:
     async def _invoke(
         self, version: int, method: str, payload: bytes, timeout: float | None
     ) -> bytes:
+        metadata = {**self._metadata, **carried()}
         return await self._caller.call(
-            SERVICES[version], method, payload, timeout=timeout, metadata=self._metadata
+            SERVICES[version], method, payload, timeout=timeout, metadata=metadata
         )
 
     async def create(

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf import any_pb2, empty_pb2
+from opentelemetry.sdk.trace import TracerProvider
 
 from zos_cri import errors
 from zos_cri._pb import task_types_pb2, task_v3_pb2
 from zos_cri.linux.mount import Mount
 from zos_cri.shim import task as task_module
 from zos_cri.shim.task import Connected, Exit, TaskClient, TaskState, TaskStatus, nanoseconds
+from zos_cri.tracing import Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -238,3 +240,17 @@ def test_go_s_zero_time_is_none() -> None:
     assert nanoseconds(response.exited_at) == 0
     response.exited_at.seconds = -62135596800
     assert nanoseconds(response.exited_at) == 0
+
+
+async def test_a_call_carries_the_trace_that_it_is_made_in(
+    client: TaskClient, caller: FakeCaller
+) -> None:
+    with Tracer(TracerProvider()).stage("start_container", "start") as span:
+        await client.kill("c", signal=9)
+    exemplar = span.exemplar()
+    assert exemplar is not None
+    carried = caller.calls[-1][4]
+    assert carried["containerd-namespace-ttrpc"] == "zos"
+    assert carried["traceparent"].split("-")[1:3] == [exemplar["trace_id"], exemplar["span_id"]]
+    await client.kill("c", signal=9)
+    assert caller.calls[-1][4] == {"containerd-namespace-ttrpc": "zos"}
