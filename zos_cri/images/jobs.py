@@ -32,7 +32,7 @@ class Fetching(msgspec.Struct, frozen=True):
     max_layer_bytes: int = 1 << 40
     min_free_bytes: int = 256 << 20
     policy: str = ""
-    registries_d: str = ""
+    registries_d: str = "/etc/containers/registries.d"
 
 
 class Job(msgspec.Struct, frozen=True, tag=True):
