@@ -230,6 +230,7 @@ class FakeShim:
         self.handler = handler
         self.task = tasks
         self.pid = 4242
+        self.silent = False
         self._death = asyncio.Event()
 
     @property

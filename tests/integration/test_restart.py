@@ -1,4 +1,8 @@
-"""How the server ends and begins anew: what is under way, and who calls meanwhile."""
+"""How the server ends and begins anew: what is under way, and who calls meanwhile.
+
+`ZOS_CRI_PODS=100 hack/netns run --pids PYTHON -m pytest -s -k pods
+tests/integration/test_restart.py` prints how soon a killed server answers again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import signal
 import socket
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +27,11 @@ from zos_cri._pb import cri_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.timeout(180)]
-
+PODS = int(os.environ.get("ZOS_CRI_PODS") or 4)
 CALLERS = 4
+
+pytestmark = [pytest.mark.root, pytest.mark.runtime, pytest.mark.timeout(180 + PODS)]
+
 # As systemd hands a socket over: descriptor 3, and the environment that says so.
 ACTIVATE = """
 import os, sys
@@ -200,6 +208,62 @@ def test_a_restart_by_systemd_drops_no_call() -> None:
     finally:
         server.destroy()
         listening.close()
+
+
+def _answered(server: Server) -> dict[str, int]:
+    """Waits until the server answers: its containers, with their states."""
+    while True:
+        try:
+            with server.cri() as cri:
+                found = cri.ListContainers(pb.ListContainersRequest(), timeout=10)
+                return {container.id: container.state for container in found.containers}
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            assert server.process is not None
+            assert server.process.poll() is None
+        time.sleep(0.01)
+
+
+def test_a_killed_server_with_pods_answers_before_it_has_recovered(node: Server) -> None:
+    def run(number: int) -> tuple[str, str]:
+        with node.cri() as cri:
+            pod = node.run_pod(cri, f"p{number}")
+            return pod, node.run_container(cri, pod)
+
+    with ThreadPoolExecutor(4) as pool:
+        pods = dict(pool.map(run, range(PODS)))
+    running = dict.fromkeys(pods.values(), pb.CONTAINER_RUNNING)
+    for _ in range(3):
+        node.kill()
+        killed = time.monotonic()
+        offset = node.launch()
+        assert _answered(node) == running
+        answered = time.monotonic() - killed
+        node.wait_until_ready(offset)
+        ready = time.monotonic() - killed
+        print(f"{PODS} pods: answers after {answered:.2f} s, ready after {ready:.2f} s")
+    # One that hangs holds the recovery up until its deadline, and no read.
+    hung = next(iter(pods))
+    (shim,) = (pid for pid, line in node.processes() if "-shim-" in line and hung in line)
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        node.kill()
+        offset = node.launch()
+        assert _answered(node) == running
+        assert not node.is_ready(offset)
+        node.wait_until_ready(offset)
+        states = _answered(node)
+        assert states.pop(pods[hung]) == pb.CONTAINER_UNKNOWN
+        assert set(states.values()) == {pb.CONTAINER_RUNNING}
+        with node.cri() as cri:
+            node.run_container(cri, node.run_pod(cri, "well"))
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    wait_for(lambda: _answered(node)[pods[hung]] == pb.CONTAINER_RUNNING, timeout=60)
+    node.remove_pods()
+    assert node.leftovers() == []
+    assert node.audit() == []
 
 
 def test_sighup(node: Server) -> None:

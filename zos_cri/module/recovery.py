@@ -94,6 +94,8 @@ async def _recover_task(
         exits.handle(id_, exit_, None)
         return
     try:
+        if shim.silent:  # it has had its time
+            raise DeadlineExceeded(f"shim for {shim.group}: no answer")
         state = await shim.task.state(id_, timeout=ASK_TIMEOUT)
     except NotFound:
         await _no_task(containers, record, shim)
@@ -156,6 +158,7 @@ async def _ask_again(containers: Containers, record: ContainerRecord, shim: Shim
         except Error:
             continue
         _log.info("shim answers again", container=id_)
+        shim.silent = False
         break
     current = containers.get(id_)
     if current is None or current.status.state not in _OPEN:

@@ -298,6 +298,7 @@ class ShimManager:
         try:
             await shim.task.connect(record.group, timeout=self._connect_timeout)
         except errors.Error as error:
+            shim.silent = True
             _log.warning("shim runs but doesn't answer", group=shim.group, error=error)
         return shim
 

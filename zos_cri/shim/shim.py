@@ -30,6 +30,7 @@ class Shim:
     Attributes:
         group: the pod's id; its bundle is `bundle`.
         task: its Task API; it dials again when the connection is gone.
+        silent: it didn't answer when it was met after a restart of ours, nor has it since.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Shim:
         self.record = record
         self.connection, self.task = client
         self.stopping = False
+        self.silent = False
         self._closed = False
         self._pidfd = pidfd
         self._log = log

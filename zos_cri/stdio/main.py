@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -35,6 +36,9 @@ _log = log.get_log(__name__)
 _READY: Final = b"+"
 _REACHABLE_EVERY: Final = 10.0
 _LARGEST_BUFFER: Final = 4 << 20  # a step's entries, at their worst
+# A container that is gone is a cycle of some 40 objects: collected by the hundred, not by the
+# thousand. What there was at the start is frozen, so that a collection costs little.
+_COLLECT: Final = (700, 5, 1)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +91,7 @@ def _serve(options: argparse.Namespace, ready: int) -> int:
     with contextlib.ExitStack() as stack:
         kept = keeper.connect(options.socket + ".keeper")  # forks: before all else
         stack.callback(kept.close)
+        gc.set_threshold(*_COLLECT)
         loop = Loop()
         stack.callback(loop.close)
         logger = Logger(loop=loop, state=StateDir(Path(options.state_dir)), keeper=kept)

@@ -200,6 +200,18 @@ async def test_a_shim_that_does_not_answer_is_asked_again(bench, quick, recorded
     await until(lambda: bench.status().state is C.EXITED)
 
 
+async def test_a_shim_that_was_silent_already_holds_the_recovery_up_no_longer(bench, quick):
+    await remember(bench, C.RUNNING)
+    arrange(bench, TaskStatus.RUNNING)
+    bench.shims.shims["pod"].silent = True
+    answers = bench.tasks.hold("state")
+    await recover(bench)
+    assert bench.status().state is C.UNKNOWN
+    answers.set()
+    await until(lambda: bench.status().state is C.RUNNING)
+    assert not bench.shims.shims["pod"].silent
+
+
 async def test_a_shim_that_forgot_the_task_meanwhile(bench, quick):
     await remember(bench, C.RUNNING)
     arrange(bench, UNKNOWN)
