@@ -25,13 +25,15 @@ from zos_cri.images.layerfs import Limits
 from zos_cri.images.layout import Layout
 from zos_cri.images.merged import MergedView
 from zos_cri.images.model import Blob, NewLayer
-from zos_cri.images.unpack import Unpacked, unpack
+from zos_cri.images.unpack import Unpacked, unpack_into
+from zos_cri.images.writing import Apart, Here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from zos_cri.images.decompress import Source
     from zos_cri.images.jobs import Job
+    from zos_cri.images.writing import Sink
 
 # Often enough for a bar that moves, seldom enough to cost nothing.
 _REPORT_EVERY: Final = 0.2
@@ -150,8 +152,7 @@ class Assembler:
         if count > 1:
             made = self._by_helpers(missing, count, archives, report)
         else:
-            with _reporting(self._tracker, report):
-                made = {index: self._layer(index, archives) for index in missing}
+            made = {index: self._layer(index, archives, report=report) for index in missing}
         for index in missing:
             self._fix(index, made[index])
         report(self._tracker.snapshot())
@@ -189,14 +190,27 @@ class Assembler:
     def staged(self, index: int) -> str:
         return f"{self._job.staging}/{index}-{self._token}"
 
-    def _layer(self, index: int, archives: Archives, *, ahead: bool = True) -> Unpacked:
+    def _layer(
+        self,
+        index: int,
+        archives: Archives,
+        *,
+        ahead: bool = True,
+        report: Callable[[tuple[LayerProgress, ...]], None] | None = None,
+    ) -> Unpacked:
+        """One layer. There must be no other threads: it forks where it is to be `ahead`.
+
+        Args:
+            ahead: it takes longer than what else is to be done, so all processors are for it.
+            report: told where the layers stand, unless somebody else tells it.
+        """
         blob = self._parts.blobs[index]
         try:
             archive = archives.open(index, self._tracker)
             with contextlib.closing(archive):
                 while True:
                     try:
-                        unpacked = self._unpack(index, archive, ahead=ahead)
+                        unpacked = self._unpack(index, archive, ahead=ahead, report=report)
                         break
                     except Mismatch:
                         if not archive.retry():
@@ -208,21 +222,31 @@ class Assembler:
         self._tracker.update(index, state="done")
         return unpacked
 
-    def _unpack(self, index: int, archive: Archive, *, ahead: bool) -> Unpacked:
+    def _unpack(
+        self,
+        index: int,
+        archive: Archive,
+        *,
+        ahead: bool,
+        report: Callable[[tuple[LayerProgress, ...]], None] | None,
+    ) -> Unpacked:
         fetching = self._job.fetching
         limits = Limits(max_bytes=fetching.max_layer_bytes, min_free=fetching.min_free_bytes)
         staged = self.staged(index)
         os.mkdir(staged, 0o755)
         tracker = self._tracker
-        source = archive.source()
+        apart = ahead and (os.cpu_count() or 1) > 1
+        sink: Sink = Apart(staged, limits) if apart else Here(staged, limits)
         try:
-            unpacked = unpack(
-                source,
-                staged,
-                limits=limits,
-                ahead=ahead,
-                on_bytes=lambda count: tracker.update(index, unpacked=count),
-            )
+            with contextlib.closing(sink), contextlib.ExitStack() as stack:
+                if report is not None:
+                    stack.enter_context(_reporting(tracker, report))
+                unpacked = unpack_into(
+                    archive.source(),
+                    sink,
+                    ahead=ahead,
+                    on_bytes=lambda count: tracker.update(index, unpacked=count),
+                )
         except (CompressionError, DataLoss, UnpackError):
             archive.verify()  # if what came was wrong, that is what is wrong
             raise

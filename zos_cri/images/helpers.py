@@ -17,6 +17,7 @@ import msgspec
 from zos_cri.errors import Internal
 from zos_cri.images.jobs import Failed, as_error, failed
 from zos_cri.images.unpack import Unpacked
+from zos_cri.images.writing import keep_off_standard_files
 from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Helpers:
                 ours.close()
                 for line in self._lines:  # those of the helpers before
                     line.close()
-                _keep_off_standard_files()
+                keep_off_standard_files()
                 _serve(_Line(theirs), self._work)
         finally:
             os._exit(0)
@@ -167,11 +168,3 @@ def _serve(line: _Line, work: Work) -> None:
         except BaseException as error:
             answer = failed(error)
         line.send(encode(answer) + b"\n")
-
-
-def _keep_off_standard_files() -> None:
-    """The worker's standard files lead to the server, which must see them end with the worker."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1):
-        os.dup2(nothing, number)
-    os.close(nothing)

@@ -71,11 +71,11 @@ class LayerWriter:
     def __init__(self, root: str, limits: Limits | None = None) -> None:
         """
         Args:
-            root: an empty directory. `root`.trash is used for what entries replace, while it lasts.
+            root: an empty directory. What entries replace goes to `trash(root)` meanwhile.
         """
         os.umask(0)
         self._directories = Directories(root)
-        self._trash = f"{root}.trash"
+        self._trash = self.trash(root)
         self._aside = 0
         self._limits = limits or Limits()
         self._file = -1
@@ -85,6 +85,11 @@ class LayerWriter:
         self._next_look = 0
         self.missing_links: list[tuple[bytes, bytes]] = []
         self.whiteouts: list[bytes] = []
+
+    @staticmethod
+    def trash(root: str) -> str:
+        """A directory that a writer of `root` leaves behind where it is killed, beside it."""
+        return f"{root}.trash"
 
     @property
     def implied(self) -> tuple[bytes, ...]:

@@ -1,6 +1,6 @@
 """A layer's archive into its directory: decompress, digest, parse and write in one pass.
 
-For a layer by itself one thread reads ahead and decompresses, the caller's digests and writes: each
+For a layer by itself one thread reads ahead and decompresses, the caller's digests and parses: each
 half spends its time in C code without the GIL, so a single large layer uses two cores.
 """
 
@@ -15,8 +15,8 @@ import msgspec
 
 from zos_cri.errors import DataLoss
 from zos_cri.images.decompress import decompressed
-from zos_cri.images.layerfs import LayerWriter
-from zos_cri.wire.tarheader import Entry, TarError
+from zos_cri.images.writing import CHUNK, Here
+from zos_cri.wire.tarheader import TarError
 from zos_cri.wire.tarstream import TarReader
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from zos_cri.images.decompress import Source, Stream
     from zos_cri.images.layerfs import Limits
+    from zos_cri.images.writing import Sink
 
-_CHUNK: Final = 1 << 18  # fits the second-level cache, on its way through digest and write
 _AHEAD: Final = 16  # chunks decompressed before they are needed
 
 
@@ -60,36 +60,42 @@ def unpack(
         DataLoss: the archive is damaged.
         ResourceExhausted: it is larger than it may be, or the disk is full.
     """
-    writer = LayerWriter(root, limits)
+    return unpack_into(source, Here(root, limits), ahead=ahead, on_bytes=on_bytes)
+
+
+def unpack_into(
+    source: Source,
+    sink: Sink,
+    *,
+    ahead: bool = True,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Unpacked:
+    """As `unpack`, into a sink, which is closed in the end."""
     digest = hashlib.sha256()
     reader = TarReader()
     try:
         stream = decompressed(source)
         for chunk in _ahead(stream) if ahead else _chunks(stream):
             digest.update(chunk)
-            for event in reader.feed(chunk):
-                if isinstance(event, Entry):
-                    writer.add(event)
-                else:
-                    writer.write(event.offset, event.data)
+            sink.take(chunk, reader.feed(chunk))
             if on_bytes is not None:
                 on_bytes(len(chunk))
         reader.close()
-        writer.finish()
+        written = sink.finish()
     except TarError as error:
         raise DataLoss(str(error)) from error
     finally:
-        writer.close()
+        sink.close()
     return Unpacked(
         f"sha256:{digest.hexdigest()}",
-        tuple(writer.implied),
-        tuple(writer.missing_links),
-        tuple(writer.whiteouts),
+        written.implied,
+        written.missing_links,
+        written.whiteouts,
     )
 
 
 def _chunks(stream: Stream) -> Iterator[bytes]:
-    while chunk := stream.read(_CHUNK):
+    while chunk := stream.read(CHUNK):
         yield chunk
 
 
@@ -101,7 +107,7 @@ def _ahead(stream: Stream) -> Iterator[bytes]:
     def run() -> None:
         try:
             while not stopped.is_set():
-                chunk = stream.read(_CHUNK)
+                chunk = stream.read(CHUNK)
                 chunks.put(chunk)
                 if not chunk:
                     return

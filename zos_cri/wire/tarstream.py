@@ -45,10 +45,16 @@ _ZEROS: Final = bytes(BLOCK)
 
 
 class Data(NamedTuple):
-    """A piece of the last entry's file. The view is valid until the next call of `feed`."""
+    """A piece of the last entry's file. The view is valid until the next call of `feed`.
+
+    Attributes:
+        offset: of the piece in the file.
+        start: of the piece in what `feed` was given.
+    """
 
     offset: int
     data: memoryview
+    start: int
 
 
 class _State(Enum):
@@ -91,39 +97,38 @@ class TarReader:
             TarError: the archive is damaged. The message names the entry.
         """
         view = memoryview(data)
-        while view:
+        at, end = 0, len(data)
+        while at < end:
             if self._state is _State.DATA:
-                piece, view = view[: self._left], view[self._left :]
-                yield from self._data(piece)
+                stop = min(end, at + self._left)
+                self._left -= stop - at
+                if self._segments:
+                    yield from self._sparse_data(view[at:stop], at)
+                else:
+                    yield Data(self._written, view[at:stop], at)
+                    self._written += stop - at
+                if not self._left:
+                    self._after_data()
+                at = stop
             elif self._state is _State.PADDING:
-                skipped = min(self._padding, len(view))
-                view = view[skipped:]
+                skipped = min(self._padding, end - at)
+                at += skipped
                 self._padding -= skipped
                 if not self._padding:
                     self._state = _State.HEADER
             elif self._state is _State.END:
                 return
             else:
-                missing = self._need - len(self._held)
-                piece, view = view[:missing], view[missing:]
-                entry = self._collect(piece)
+                stop = min(end, at + self._need - len(self._held))
+                entry = self._collect(data[at:stop])
+                at = stop
                 if entry is not None:
                     yield entry
 
-    def _data(self, piece: memoryview) -> Iterator[Data]:
-        self._left -= len(piece)
-        if self._segments:
-            yield from self._sparse_data(piece)
-        else:
-            yield Data(self._written, piece)
-            self._written += len(piece)
-        if not self._left:
-            self._after_data()
-
-    def _collect(self, piece: memoryview) -> Entry | None:
+    def _collect(self, piece: bytes) -> Entry | None:
         """Gathers a whole block, or a whole meta content, and reads it."""
         if len(piece) == self._need and not self._held:
-            block = bytes(piece)  # the usual case: nothing to gather
+            block = piece  # the usual case: nothing to gather
         else:
             self._held += piece
             if len(self._held) < self._need:
@@ -267,12 +272,12 @@ class TarReader:
 
     # Sparse files
 
-    def _sparse_data(self, piece: memoryview) -> Iterator[Data]:
+    def _sparse_data(self, piece: memoryview, at: int) -> Iterator[Data]:
         while piece:
             segment = self._segments[self._segment]
             part = piece[: segment.length - self._in_segment]
-            yield Data(segment.offset + self._in_segment, part)
-            piece = piece[len(part) :]
+            yield Data(segment.offset + self._in_segment, part, at)
+            piece, at = piece[len(part) :], at + len(part)
             self._in_segment += len(part)
             self._skip_full_segments()
 
