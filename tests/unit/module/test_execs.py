@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -79,10 +79,10 @@ async def test_all_output_is_read_and_no_more_kept_than_the_limit(bench, execs):
 
 async def test_a_child_that_keeps_the_output_open_delays_the_result_within_bounds(bench, execs):
     await bench.run()
-    begun = time.monotonic()
-    result = await execs.run(ID, shell("echo out; sleep 5 & exit 0"), timeout=30)
-    assert result.stdout == b"out\n"
-    assert 0.1 < time.monotonic() - begun < 3
+    result = await execs.run(ID, shell("sleep 100 & echo $!"), timeout=60)
+    child = int(result.stdout)
+    assert running(child)  # so it wasn't waited for
+    os.kill(child, signal.SIGKILL)
 
 
 async def test_at_the_timeout_the_whole_process_group_is_killed(bench, execs, tmp_path):
@@ -128,10 +128,8 @@ async def test_a_caller_that_leaves_leaves_nothing_behind(bench, execs, tmp_path
 async def test_a_start_that_fails_leaves_nothing_behind(bench, execs, tmp_path, method):
     await bench.run()
     bench.tasks.fail(method, Unavailable("runc says no"))
-    begun = time.monotonic()
     with pytest.raises(Unavailable, match="runc says no"):
         await execs.run(ID, shell("exec sleep 100"), timeout=60)
-    assert time.monotonic() - begun < 3
     await until(lambda: leftovers(bench, tmp_path) == [])
 
 

@@ -201,23 +201,23 @@ async def test_slow_requests_are_cut_off(backend: FakeBackend) -> None:
                 break
             slow.link.write(bytes((byte,)))
             await asyncio.sleep(0.02)
-        await asyncio.wait_for(silent.closed.wait(), 5)
+        await asyncio.wait_for(silent.closed.wait(), 30)
         assert slow.closed.is_set()
-        assert 0.25 < loop.time() - start < 3
+        assert loop.time() - start > 0.25
         assert not slow.received
     await until(lambda: server.connections == 0)
     await server.aclose()
 
 
 async def test_idle_sessions_are_ended(backend: FakeBackend) -> None:
-    server = StreamingServer(backend, idle_timeout=0.3)
+    server = StreamingServer(backend, idle_timeout=1.5)
     await server.start()
     hang = ExecRequest("c1", ("hang",), stdin=True, stdout=True)
     async with spdy_session(server.exec_url(hang)) as session:
         streams = await open_streams(session, "error", "stdin", "stdout")
-        for _ in range(10):  # busy longer than the timeout
+        for _ in range(16):  # busy longer than the timeout
             await streams["stdin"].write(b"x")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
         assert backend.open == 1
         await until(lambda: backend.open == 0)
     await server.aclose()
@@ -230,7 +230,7 @@ async def test_too_many_connections(backend: FakeBackend) -> None:
     async with raw(url), raw(url):
         await until(lambda: server.connections == 2)
         async with raw(url) as third:
-            await asyncio.wait_for(third.closed.wait(), 5)
+            await asyncio.wait_for(third.closed.wait(), 30)
             assert third.status == 503
     await until(lambda: server.connections == 0)
     assert (await get(url, request(url))).status == 404
@@ -285,7 +285,7 @@ async def test_tls(backend: FakeBackend, tmp_path: Path) -> None:
     # A client that speaks no TLS is not counted for ever.
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(spdy_request(url, V4))
-    await asyncio.wait_for(reader.read(), 5)
+    await asyncio.wait_for(reader.read(), 30)
     writer.close()
     await writer.wait_closed()
     await until(lambda: server.connections == 0)
