@@ -16,6 +16,7 @@ from zos_cri import failpoints
 from zos_cri.config_handlers import BlockIoEntry, HandlerConfig, block_io, check, shim_handler
 from zos_cri.errors import InvalidArgument
 from zos_cri.log import FORMATS, LEVELS
+from zos_cri.wire.crilog import MIN_LINE
 
 if TYPE_CHECKING:
     from zos_cri.shim.handler import Handler
@@ -93,7 +94,7 @@ class ImageConfig(_Section, frozen=True):
 class ContainerLogConfig(_Section, frozen=True):
     """CRI container logs."""
 
-    max_line_size: NotNegative = 16384  # bytes; longer lines are split with P, 0 = never
+    max_line_size: NotNegative = 16384  # bytes, 64 at least; longer lines are split, 0 = never
     # seconds for which a log's file system may refuse (full, over quota, broken) while the
     # container waits; then output is dropped and counted, until it takes some again; 0 = never
     drop_after: Annotated[float, msgspec.Meta(ge=0)] = 30.0
@@ -237,15 +238,23 @@ def _check(config: Config, name: str) -> None:
         raise InvalidArgument(f'{name}: log.level: "{config.log.level}" is not a level')
     if config.log.format not in FORMATS:
         raise InvalidArgument(f'{name}: log.format: "{config.log.format}" is neither text nor json')
+    _check_streams(config, name)
+    try:
+        _check_handlers(config)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{name}: {error}") from error
+
+
+def _check_streams(config: Config, name: str) -> None:
+    most = config.container_log.max_line_size
+    if 0 < most < MIN_LINE:
+        what = f"{most} is under {MIN_LINE}, and not 0 for no limit"
+        raise InvalidArgument(f"{name}: container_log.max_line_size: {what}")
     address = config.streaming.address
     if not address.startswith("/") and not _is_address(address):
         raise InvalidArgument(f'{name}: streaming.address: "{address}" is not HOST:PORT or a path')
     if bool(config.streaming.tls_cert) != bool(config.streaming.tls_key):
         raise InvalidArgument(f"{name}: streaming: tls_cert and tls_key go together")
-    try:
-        _check_handlers(config)
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{name}: {error}") from error
 
 
 def _check_handlers(config: Config) -> None:

@@ -222,15 +222,15 @@ def test_an_unterminated_last_line(node: Server) -> None:
 
 
 def test_the_line_limit_is_configured_and_told() -> None:
-    with serving(UPSTREAM, extra="[container_log]\nmax_line_size = 50\n") as node:
+    with serving(UPSTREAM, extra="[container_log]\nmax_line_size = 64\n") as node:
         with node.cri() as cri:
             info = cri.Status(pb.StatusRequest(verbose=True)).info
-            assert json.loads(info["config"])["container_log"]["max_line_size"] == 50
+            assert json.loads(info["config"])["container_log"]["max_line_size"] == 64
             pod = node.run_pod(cri, "logs")
-            id_ = node.run_container(cri, pod, "printf", "%060d\\n", "7")
+            id_ = node.run_container(cri, pod, "printf", "%070d\\n", "7")
             wait_state(node, id_, pb.CONTAINER_EXITED)
         got = entries([node.logs / "logs" / "main.log"])
-        assert got[b"stdout"] == [(b"P", b"0" * 50), (b"F", b"0" * 9 + b"7")]
+        assert got[b"stdout"] == [(b"P", b"0" * 64), (b"F", b"000007")]
 
 
 def test_output_kept_open_holds_the_exit_back_for_two_seconds(node: Server) -> None:

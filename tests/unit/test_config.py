@@ -71,6 +71,7 @@ def test_what_is_said_counts():
         ("[images]\nconnections = 0", "$.images.connections", ">= 1"),
         ("[images]\nmin_free_bytes = -1", "$.images.min_free_bytes", ">= 0"),
         ("[container_log]\nmax_line_size = -1", "$.container_log.max_line_size", ">= 0"),
+        ("[container_log]\nmax_line_size = 63", "container_log.max_line_size", "63 is under 64"),
         ("[log]\nlevel = 'loud'", "log.level", "loud"),
         ("[log]\nformat = 'xml'", "log.format", "xml"),
         ("[streaming]\ntls_cert = '/x'", "streaming", "go together"),

@@ -26,6 +26,7 @@ from zos_cri.stdio.messages import Attached, Finished, LoggerStatus, LogSpec
 from zos_cri.stdio.state import Saved, StateDir
 from zos_cri.stdio.stream import Outcome, Pipe, Stream
 from zos_cri.stdio.tap import Tap
+from zos_cri.wire.crilog import MIN_LINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,7 +45,6 @@ OPEN_TIMEOUT: Final = 5.0
 # What a container's end waits for its last entries to be written in the background, once the time
 # that it had is over.
 LANDING_TIMEOUT: Final = 2.0
-_MIN_LINE: Final = 64  # a shorter limit would make a log of prefixes; 0 and less is no limit
 
 
 class Logger:
@@ -129,8 +129,8 @@ class Logger:
         Raises:
             Error: it can't be; `answer` isn't called.
         """
-        if 0 < spec.max_line < _MIN_LINE:
-            raise InvalidArgument(f"{spec.id}: max_line {spec.max_line} is under {_MIN_LINE}")
+        if 0 < spec.max_line < MIN_LINE:
+            raise InvalidArgument(f"{spec.id}: max_line {spec.max_line} is under {MIN_LINE}")
         opening = self._opening.get(spec.id)
         container = opening[0] if opening else self._containers.get(spec.id)
         if container is not None and not container.spec.same_streams(spec):

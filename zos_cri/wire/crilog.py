@@ -18,6 +18,7 @@ from typing import Final
 
 NEWLINE: Final = b"\n"
 DEFAULT_MAX_LINE: Final = 16 * 1024  # containerd's max_container_log_line_size
+MIN_LINE: Final = 64  # a shorter limit would make a log of prefixes; 0 and less is no limit
 
 
 class Clock:
