@@ -19,8 +19,10 @@ from zos_cri.oci import base
 from zos_cri.oci.host import RLIM_INFINITY
 from zos_cri.shim.handler import DEFAULT_SHIM, Handler
 
+DEFAULT_RUNTIME: Final = "runc"
 BASE_SPEC_LIMIT: Final = 4 << 20  # bytes; a whole spec with a seccomp profile has 40 KiB
 
+_RUNC_SHIMS: Final = (DEFAULT_SHIM, "containerd-shim-runc-v2")  # a type, or programs
 _SECCOMP: Final = re.compile(r"(?:(?:runtime|docker)/default|unconfined|localhost//.+)?")
 # What an overlay is made of is not for options to say, nor whether it can be written.
 _OWN_OPTIONS: Final = ("lowerdir", "upperdir", "workdir", "ro", "rw")
@@ -36,7 +38,9 @@ class HandlerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """A runtime handler: what a RuntimeClass names."""
 
     shim: str = DEFAULT_SHIM  # a type name or an absolute path
-    runtime: str = "runc"  # the shim's BinaryName: a name on PATH or an absolute path
+    # the shim's BinaryName: a name on PATH or an absolute path; "" = runc, for the default handler
+    # crun where that runs containers
+    runtime: str = ""
     systemd_cgroup: bool = False
     oci_version: str = base.OCI_VERSION
     # shims kept running for pods to come; -1 = 4 for the default handler, none for others
@@ -56,6 +60,13 @@ class HandlerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     all_devices_allowed: bool = False  # to privileged containers without the host's
     device_ownership_from_security_context: bool = False
     tolerate_missing_hugetlb: bool = True
+
+    @property
+    def runtime_is_open(self) -> bool:
+        """Whether nothing says what a shim of runc's is to run."""
+        runcs = os.path.basename(self.shim).startswith(_RUNC_SHIMS)
+        named = self.runtime or self.config_path or "binary_name" in self.options
+        return runcs and not named
 
 
 class BlockIoEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,7 +89,7 @@ def check(name: str, handler: HandlerConfig) -> None:
     key = f"handlers.{name}"
     if "/" in handler.shim and not handler.shim.startswith("/"):
         raise InvalidArgument(f'{key}.shim: "{handler.shim}" is neither a type nor a path')
-    if not handler.runtime or ("/" in handler.runtime and not handler.runtime.startswith("/")):
+    if "/" in handler.runtime and not handler.runtime.startswith("/"):
         raise InvalidArgument(f'{key}.runtime: "{handler.runtime}" is neither a name nor a path')
     if not re.fullmatch(r"1\.\d+\.\d+(-[\w.+-]+)?", handler.oci_version):
         raise InvalidArgument(f'{key}.oci_version: "{handler.oci_version}" is no version as 1.0.2')
@@ -115,7 +126,7 @@ def shim_handler(name: str, handler: HandlerConfig, *, root: str) -> Handler:
     return Handler(
         name=name,
         shim=handler.shim,
-        runtime=handler.runtime,
+        runtime=handler.runtime or DEFAULT_RUNTIME,
         root=root,
         systemd_cgroup=handler.systemd_cgroup,
         options=handler.options,

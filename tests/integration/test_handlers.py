@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -300,3 +300,26 @@ OTHER = f"""
 shim = "{UPSTREAM.shim}"
 runtime = "{UPSTREAM.runtime}"
 """
+
+
+@pytest.mark.parametrize("before", [(), CGROUP_V1], ids=["host", "v1"])
+def test_the_default_handler_runs_what_works_here(before: tuple[str, ...]) -> None:
+    with serving(replace(UPSTREAM, runtime=""), before=before) as node, node.cri() as cri:
+        info = cri.Status(pb.StatusRequest(verbose=True)).info
+        chosen = json.loads(info["defaultRuntime"])
+        assert chosen["why"]
+        name = Path(chosen["runtime"]).name
+        if before and Path(RUNTIMES["crun"]).exists():
+            assert name == "crun", chosen
+        assert json.loads(info["config"])["handlers"]["runc"]["runtime"] == chosen["runtime"]
+        container = node.run_container(cri, node.run_pod(cri), "sleep", "1000")
+        assert says(cri, container, "echo works") == "works"
+        # Each runtime keeps a container's state in a file of its own name.
+        kept = {"crun": "status", "runc": "state.json"}[name]
+        assert (node.run / "runtime" / "zos" / container / kept).exists()
+        node.restart()
+        assert json.loads(cri.Status(pb.StatusRequest(verbose=True)).info["defaultRuntime"]) == (
+            chosen
+        )
+        assert says(cri, container, "echo still") == "still"
+        node.remove_pods()

@@ -78,7 +78,7 @@ def test_what_is_said_counts():
         ("[streaming]\naddress = 'x'", "streaming.address", "not HOST:PORT"),
         ("default_handler = 'kata'", "default_handler", 'no handler "kata", only runc'),
         ("[handlers.runc]\nshim = 'bin/shim'", "handlers.runc.shim", "neither a type nor a path"),
-        ("[handlers.runc]\nruntime = ''", "handlers.runc.runtime", "neither a name nor a path"),
+        ("[handlers.runc]\nruntime = './x'", "handlers.runc.runtime", "neither a name nor a path"),
         ("[handlers.runc]\noci_version = '2'", "handlers.runc.oci_version", "no version"),
         ("[handlers.runc]\nbase_spec = 'x.json'", "handlers.runc.base_spec", "absolute"),
         ("[handlers.runc]\nbase_spec = '/absent'", "handlers.runc.base_spec", "No such file"),
@@ -228,3 +228,23 @@ def test_shims_are_kept_warm_for_the_default_handler_unless_said_otherwise():
     assert config.warm_shims(parse("[handlers.runc]\nwarm_shims = 0")) == {"runc": 0}
     with pytest.raises(InvalidArgument, match=r"handlers\[\.\.\.\]\.warm_shims"):
         parse("[handlers.runc]\nwarm_shims = 101")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_open"),
+    [
+        ("", True),
+        ("[handlers.runc]\nshim = '/opt/containerd-shim-runc-v2-rs'", True),
+        ("[handlers.runc]\nruntime = 'runc'", False),
+        ("[handlers.runc]\nshim = 'io.containerd.kata.v2'", False),
+        ("[handlers.runc]\nconfig_path = '/x'", False),
+        ("[handlers.runc]\noptions = {binary_name = 'crun'}", False),
+    ],
+)
+def test_a_runtime_is_left_open_where_nothing_says_which(text, is_open):
+    handler = config.parse(text.encode(), "x").handlers["runc"]
+    assert handler.runtime_is_open is is_open
+
+
+def test_a_handler_without_a_runtime_has_runc():
+    assert config.handlers(config.Config())["runc"].runtime == "runc"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri import tracing
+from zos_cri.app.runtimes import decided
 from zos_cri.config import Config, ImageConfig, handlers, warm_shims
 from zos_cri.cri import facts
 from zos_cri.host import host_facts, with_default_profile
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from zos_cri.module.rootfs import DirectoryRootfs
     from zos_cri.oci.host import HostFacts
+    from zos_cri.shim.choice import Choice
 
 _log = get_log(__name__)
 
@@ -47,9 +49,14 @@ SHIM_NAMESPACE: Final = "zos"
 
 @dataclass(frozen=True, slots=True)
 class Core:
-    """What the module and CRI are both built on."""
+    """What the module and CRI are both built on.
+
+    Attributes:
+        config: with the default handler's runtime decided on.
+    """
 
     config: Config
+    choice: Choice
     database: Database
     containers: Containers
     execs: Execs
@@ -69,6 +76,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     """
     if config.server.favordynmods:
         await dynmods.favor()
+    config, choice = await decided(config)
     cgroups = Cgroups()
     host = await with_default_profile(await host_facts(cgroups))
     tracer = tracing.start(os.environ)
@@ -101,6 +109,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     images = await _images(config, metrics, undo)
     return Core(
         config=config,
+        choice=choice,
         database=database,
         containers=containers,
         execs=execs,

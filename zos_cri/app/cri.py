@@ -95,6 +95,7 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
     )
     return Services(
         config=config,
+        runtime=core.choice,
         metrics=core.metrics,
         containers=core.containers,
         execs=core.execs,

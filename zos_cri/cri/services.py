@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zos_cri.module.execs import Execs
     from zos_cri.network.cni import Network
     from zos_cri.oci.host import HostFacts
+    from zos_cri.shim.choice import Choice
     from zos_cri.streaming.server import StreamingServer
 
 
@@ -31,10 +32,12 @@ if TYPE_CHECKING:
 class Services:
     """
     Attributes:
+        runtime: the default handler's.
         features: what each handler's shim and runtime can do.
     """
 
     config: Config
+    runtime: Choice
     metrics: Metrics
     containers: Containers
     execs: Execs

@@ -61,6 +61,7 @@ async def _info(services: Services) -> dict[str, str]:
         "cgroups": json.dumps(
             {"mode": services.cgroups.mode, "favordynmods": await dynmods.favored()}
         ),
+        "defaultRuntime": msgspec.json.encode(services.runtime).decode(),
         "warmShims": json.dumps(services.sandboxes.warm.count()),
         "recovered": json.dumps(services.containers.recovered.is_set()),
     }

@@ -5,17 +5,23 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
+from zos_cri.config import handlers as shim_handlers
+from zos_cri.config_handlers import DEFAULT_RUNTIME
 from zos_cri.doctor.finding import Finding, fail, ok, warn
 from zos_cri.errors import Error, one_line
 from zos_cri.linux import spawn
 from zos_cri.network.cni import Network
+from zos_cri.shim.choice import choose
 from zos_cri.shim.launch import find_binary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from zos_cri.config import Config
     from zos_cri.config_handlers import HandlerConfig
@@ -62,7 +68,11 @@ async def handlers(config: Config, *, mode: str, systemd: bool) -> AsyncIterator
     """
     for name, handler in sorted(config.handlers.items()):
         yield await _shim(name, handler)
-        yield await _runtime(name, handler, mode)
+        open_ = name == config.default_handler and handler.runtime_is_open
+        if open_ and os.geteuid() == 0:  # others may run no container
+            yield await _chosen(name, config, mode)
+        else:
+            yield await _runtime(name, handler.runtime or DEFAULT_RUNTIME, mode)
         if handler.systemd_cgroup and not systemd:
             yield fail(
                 f"handlers.{name}",
@@ -86,14 +96,27 @@ async def _shim(name: str, handler: HandlerConfig) -> Finding:
     return ok(check, f"{path}: {await version(path, '-v')}")
 
 
-async def _runtime(name: str, handler: HandlerConfig, mode: str) -> Finding:
+async def _chosen(name: str, config: Config, mode: str) -> Finding:
+    """The runtime that the server takes where the configuration leaves it open."""
+    with tempfile.TemporaryDirectory(prefix="zos-cri-doctor.") as scratch:
+        choice = await choose(
+            shim_handlers(config)[name],
+            Path(scratch),
+            oci_version=config.handlers[name].oci_version,
+            known=None,
+        )
+    finding = await _runtime(name, choice.runtime, mode)
+    return msgspec.structs.replace(finding, found=f"{finding.found} ({choice.why})")
+
+
+async def _runtime(name: str, runtime: str, mode: str) -> Finding:
     check = f"handlers.{name}.runtime"
-    path = find(handler.runtime)
+    path = find(runtime)
     if path is None:
         return fail(
             check,
-            f"{handler.runtime} is nowhere on PATH",
-            f"install it (Debian: apt install {os.path.basename(handler.runtime)})",
+            f"{runtime} is nowhere on PATH",
+            f"install it (Debian: apt install {os.path.basename(runtime)})",
         )
     said = await version(path, "--version")
     found = f"{path}: {said}"

@@ -100,3 +100,16 @@ def test_network(tmp_path):
     assert str(tmp_path / "bin") in judged().advice
     program(tmp_path / "bin" / "zbridge", "")
     assert judged().level == "ok"
+
+
+async def test_a_runtime_that_is_left_open_is_chosen_as_the_server_does(tmp_path, monkeypatch):
+    shim = program(tmp_path / "containerd-shim-runc-v2", "Version: 2.4.2")
+    crun = program(tmp_path / "crun", "crun version 1.14")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(programs, "PATH", str(tmp_path))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    found = (await judged(HandlerConfig(shim=shim)))["handlers.x.runtime"]
+    assert found.level == "ok"
+    assert found.found == f"{crun}: crun version 1.14 ({crun} runs containers here)"
+    found = (await judged(HandlerConfig(shim=shim, runtime=crun)))["handlers.x.runtime"]
+    assert found.found == f"{crun}: crun version 1.14"
