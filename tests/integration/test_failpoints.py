@@ -273,11 +273,12 @@ def goes_wrong(node: Node, registry: Registry, number: int, point: str, action: 
             lose_a_shim(node, f"p{number}")
         else:
             live(node, f"p{number}")
+        # A shim's end comes after the answer to what it ended for.
+        wait_for(lambda: f"point={point} action".encode() in server.log.read_bytes()[offset:])
         node.revive()
         node.disarm()
         assert pods_left(node) == []
         assert differences(server) == []
-        assert f"point={point} action".encode() in server.log.read_bytes()[offset:], "not reached"
     except BaseException:
         print(f"at {point} = {action}")
         raise

@@ -108,6 +108,7 @@ def test_forwarded_connections_in_a_row(node: Server) -> None:
     block = chance.randbytes(200_000)
     with node.cri() as cri, echoing() as port:
         pod = node.run_pod(cri, "soak")
+        node.run_container(cri, pod, "sleep", "1000000")  # its shim is there, and connected
         with piped(node, "port-forward", pod, f":{port}") as client:
             client.expect(f"-> {port}\n")
             found = re.search(rb"127\.0\.0\.1:(\d+)", client.output)
