@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.fakes.tasks import FakeShims
+from zos_cri.linux.moves import Moves
 from zos_cri.metrics import Metrics
 from zos_cri.module.containers import Containers
 from zos_cri.module.types import NewContainer
@@ -71,6 +72,7 @@ class Bench:
             bundle_dir=self.shims.bundles,
             metrics=self.metrics,
             oom_counts=lambda _cgroup: dict(self.oom_kills),
+            moves=Moves(None),
             drain_timeout=0.2,
         )
         containers.own("owner", self.owner)

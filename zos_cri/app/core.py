@@ -18,6 +18,7 @@ from zos_cri.images.model import Floor
 from zos_cri.images.store import ImageStore
 from zos_cri.linux import blocking, dynmods
 from zos_cri.linux.cgroup import Cgroups
+from zos_cri.linux.moves import Moves, stay
 from zos_cri.log import get_log
 from zos_cri.metrics import Metrics
 from zos_cri.module.containers import Containers
@@ -90,6 +91,8 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     shims = await _shims(config, events, undo)
     warm = WarmShims(shims, warm_shims(config), handlers(config))
     undo.push_async_callback(warm.close)
+    moves = Moves(None if await dynmods.favored() else stay(cgroups))
+    undo.callback(moves.close)
     containers = Containers(
         table=database.containers,
         shims=shims,
@@ -97,6 +100,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         bundle_dir=shims.bundles,
         metrics=metrics,
         oom_counts=cgroups.oom_counts,
+        moves=moves,
         drain_timeout=config.exec.drain_timeout,
     )
     events.on_oom = containers.exits.oom_told
@@ -104,6 +108,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
         containers=containers,
         directory=config.run_dir / "exec",
         metrics=metrics,
+        moves=moves,
         drain_timeout=config.exec.drain_timeout,
     )
     images = await _images(config, metrics, undo)

@@ -38,6 +38,7 @@ from zos_cri.store.model import EXIT_CODE_START_FAILED, ContainerMeta, Container
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
+    from zos_cri.linux.moves import Moves
     from zos_cri.metrics import Metrics
     from zos_cri.module.types import ContainerRecord, NewContainer, Owner
     from zos_cri.shim.handler import Handler
@@ -64,6 +65,7 @@ class Containers:
         metrics: Metrics,
         oom_counts: Callable[[str], Mapping[str, int]],
         drain_timeout: float,
+        moves: Moves,
         signal_init: SignalInit = signal_in_cgroup,
     ) -> None:
         """
@@ -72,10 +74,12 @@ class Containers:
             oom_counts: the OOM kills in a cgroup (logical path), and in what outlives it; called
                 in a thread. See `Cgroups.oom_counts`.
             drain_timeout: seconds that open output may hold an exit back.
+            moves: told of each start.
             signal_init: sends a signal to a first process, without the runtime's help.
         """
         self.table = table
         self._signal_init = signal_init
+        self._moves = moves
         self._shims = shims
         self._handlers = handlers
         self._bundle_dir = bundle_dir
@@ -194,7 +198,7 @@ class Containers:
             )
         with self._metrics.stage("start_container", "shim"):
             shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
-        with self._metrics.stage("start_container", "create"):
+        with self._metrics.stage("start_container", "create"), self._moves.expected():
             pid = await shim.task.create(
                 meta.id,
                 meta.bundle,

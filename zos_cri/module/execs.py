@@ -22,6 +22,7 @@ from zos_cri.streaming.pipes import open_read_end, open_write_end, wait_for_read
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from zos_cri.linux.moves import Moves
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
     from zos_cri.module.types import ContainerNotice
@@ -230,16 +231,19 @@ class Execs:
         containers: Containers,
         directory: Path,
         metrics: Metrics,
+        moves: Moves,
         drain_timeout: float,
     ) -> None:
         """
         Args:
             directory: where FIFOs are made.
+            moves: told of each start.
             drain_timeout: seconds that a child holding the output open can delay a result.
         """
         self._containers = containers
         self._directory = directory
         self._metrics = metrics
+        self._moves = moves
         self._drain_timeout = drain_timeout
         self._behind: set[asyncio.Task[None]] = set()
         containers.subscribe(self._forget)
@@ -296,7 +300,7 @@ class Execs:
             behind=self._behind,
         )
         try:
-            with self._metrics.stage("exec", "start"):
+            with self._metrics.stage("exec", "start"), self._moves.expected():
                 await exec_.start(process(spec), streams=streams, terminal=terminal)
         except BaseException:
             await asyncio.shield(exec_.aclose())

@@ -12,6 +12,7 @@ from tests.fakes.containers import ID
 from tests.fakes.shim import until
 from zos_cri import failpoints
 from zos_cri.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from zos_cri.linux.moves import Moves
 from zos_cri.module.execs import Execs
 
 
@@ -21,6 +22,7 @@ def execs(bench, tmp_path):
         containers=bench.containers,
         directory=tmp_path / "exec",
         metrics=bench.metrics,
+        moves=Moves(None),
         drain_timeout=0.2,
     )
 

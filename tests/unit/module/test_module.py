@@ -15,6 +15,7 @@ from zos_cri.errors import (
     Unavailable,
 )
 from zos_cri.linux.mount import Mount
+from zos_cri.linux.moves import Moves
 from zos_cri.module.execs import Execs
 from zos_cri.module.model import Container, MountInfo, Network, Usage
 from zos_cri.module.module import LOG_CHUNK, ContainerModule, parse_signal
@@ -63,6 +64,7 @@ def module(bench, rootfs, tmp_path):
             containers=bench.containers,
             directory=tmp_path / "exec",
             metrics=bench.metrics,
+            moves=Moves(None),
             drain_timeout=0.2,
         ),
         rootfs=rootfs,

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from zos_cri.linux.cgroup import Cgroups
+from zos_cri.linux.moves import Moves, stay
+
+PATIENCE = 10  # seconds, for a thread's next step
+
+
+class Kernel:
+    """Counts moves; each waits for `go`."""
+
+    def __init__(self):
+        self.made = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.failure = None
+        self.threads = set()
+
+    def move(self):
+        self.threads.add(threading.current_thread())
+        self.made.release()
+        assert self.go.acquire(timeout=PATIENCE)
+        if self.failure is not None:
+            raise self.failure
+
+    def moved(self, timeout=PATIENCE):
+        return self.made.acquire(timeout=timeout)
+
+
+@pytest.fixture
+def kernel():
+    return Kernel()
+
+
+@pytest.fixture
+def moves(kernel):
+    moves = Moves(kernel.move)
+    yield moves
+    moves.close()
+    kernel.go.release(1000)
+    for thread in kernel.threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def test_nothing_moves_where_nothing_is_expected(kernel, moves):
+    assert not kernel.threads
+    with moves.expected():
+        assert kernel.moved()
+    kernel.go.release(1)
+    # The one that was under way was the last: no second one comes for the next to find.
+    with moves.expected():
+        assert kernel.moved()
+        kernel.go.release(1)
+        assert kernel.moved()  # again and again while it lasts
+    assert len(kernel.threads) == 1
+
+
+def test_what_is_expected_twice_ends_with_the_last(kernel, moves):
+    with moves.expected():
+        with moves.expected():
+            assert kernel.moved()
+        kernel.go.release(1)
+        assert kernel.moved()
+
+
+def test_a_start_that_hangs_does_not_go_on_for_ever(kernel):
+    kernel.go.release(1000)
+    moves = Moves(kernel.move, longest=0.05)
+    with moves.expected():
+        assert len(moves) == 1
+        deadline = time.monotonic() + PATIENCE
+        while len(moves) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert len(moves) == 0
+    moves.close()
+
+
+def test_a_kernel_that_refuses_is_asked_once(kernel, moves, caplog):
+    kernel.failure = PermissionError(1, "no")
+    with moves.expected():
+        assert kernel.moved()
+        kernel.go.release(10)
+        (thread,) = kernel.threads
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    with moves.expected():
+        assert not kernel.moved(timeout=0)
+    assert "cgroup moves are not prepared" in caplog.text
+
+
+def test_where_moves_do_not_wait_there_is_no_thread():
+    before = threading.active_count()
+    with Moves(None).expected():
+        assert threading.active_count() == before
+
+
+def test_no_cgroup(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no cgroup of this process"):
+        stay(Cgroups(str(tmp_path)))()
+
+
+@pytest.mark.root
+def test_this_process_stays_where_it_is():
+    before = Path("/proc/self/cgroup").read_text()
+    stay(Cgroups())()
+    assert Path("/proc/self/cgroup").read_text() == before
