@@ -31,13 +31,19 @@ RUNTIME = os.environ.get("ZOS_CRI_TEST_RUNTIME") or str(TOOLS / "runc")
 # Where the processor is emulated everything takes so many times as long.
 SLOWNESS = float(os.environ.get("ZOS_CRI_TEST_SLOWNESS") or 1)
 START_TIMEOUT = 30.0 * SLOWNESS
-# Compiling the server anew takes half of the time of a start; some environments forbid Python to
-# keep what it has compiled beside the sources.
-ENVIRONMENT = os.environ | {
-    "PYTHONDONTWRITEBYTECODE": "",
-    "PYTHONPYCACHEPREFIX": str(TOOLS.parents[1] / "pycache"),
-}
 STOP_TIMEOUT = 30.0 * SLOWNESS
+
+
+def environment() -> dict[str, str]:
+    """A server's: the test's as it is now, with its own place for what Python compiles.
+
+    Compiling the server anew takes half of the time of a start; some environments forbid Python to
+    keep what it has compiled beside the sources.
+    """
+    return os.environ | {
+        "PYTHONDONTWRITEBYTECODE": "",
+        "PYTHONPYCACHEPREFIX": str(TOOLS.parents[1] / "pycache"),
+    }
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
                 stderr=log,
                 stdin=subprocess.DEVNULL,
                 pass_fds=self.pass_fds,
-                env=ENVIRONMENT,
+                env=environment(),
             )
         return begin
 
@@ -269,7 +275,7 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=ENVIRONMENT,
+            env=environment(),
         )
 
     def audit(self, *arguments: str) -> list[dict[str, Any]]:
@@ -280,7 +286,7 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
             capture_output=True,
             text=True,
             timeout=60,
-            env=ENVIRONMENT,
+            env=environment(),
         )
         assert done.stdout, done.stderr
         answer = json.loads(done.stdout)
