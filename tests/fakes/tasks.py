@@ -256,6 +256,7 @@ class FakeShims:
         self.shims: dict[str, FakeShim] = {}
         self.calls: list[tuple[str, str]] = []
         self.dead: list[DeadShim] = []
+        self.cut_off: set[str] = set()  # containers whose start was killed halfway
         self.outdated: set[str] = set()  # groups whose shim's file was replaced
         self._failures: dict[str, list[BaseException]] = {}
 
@@ -290,6 +291,9 @@ class FakeShims:
 
     async def discard(self, group: str, id: str) -> None:
         self._enter("discard", id)
+
+    async def start_was_cut_off(self, group: str, id: str) -> bool:
+        return id in self.cut_off
 
     async def recover(self) -> list[FakeShim | DeadShim]:
         self._enter("recover", "")

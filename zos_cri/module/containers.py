@@ -443,6 +443,10 @@ class Containers:
         """
         await self._shims.discard(meta.group, meta.id)
 
+    async def start_was_cut_off(self, meta: ContainerMeta) -> bool:
+        """Whether the runtime made a container, and never let its program begin."""
+        return await self._shims.start_was_cut_off(meta.group, meta.id)
+
     # ---- shared
 
     def _lock(self, id_: str) -> asyncio.Lock:

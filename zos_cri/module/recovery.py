@@ -20,7 +20,7 @@ from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.shim import bundle as bundles
 from zos_cri.shim.manager import DeadShim, Shim, ShimManager
-from zos_cri.shim.task import Exit, TaskStatus
+from zos_cri.shim.task import Exit, TaskState, TaskStatus
 from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, ContainerState, advance
 from zos_cri.store.model import EXIT_CODE_UNKNOWN, ContainerStatus
 
@@ -106,7 +106,7 @@ async def _recover_task(
             await _change(containers, id_, ContainerEvent.LOST)
         containers.later(_ask_again(containers, record, shim))
         return
-    if state.status is TaskStatus.CREATED:
+    if state.status is TaskStatus.CREATED or await _cut_off(containers, record, state):
         # Create was done, Start wasn't: nothing of the container has run.
         await exits.delete_task(record.meta, shim, kill=True)
         await _undo_start(containers, record)
@@ -119,6 +119,19 @@ async def _recover_task(
     else:
         exits.watch(id_, shim)
     exits.started(id_)
+
+
+async def _cut_off(containers: Containers, record: ContainerRecord, state: TaskState) -> bool:
+    """Whether a start was killed with the server amid letting the program begin.
+
+    A program that succeeded is never run again, whatever the runtime has left of its start.
+    """
+    return (
+        record.status.state is ContainerState.STARTING
+        and state.status is TaskStatus.STOPPED
+        and state.exit_status != 0
+        and await containers.start_was_cut_off(record.meta)
+    )
 
 
 async def _unpause(id_: str, shim: Shim) -> None:

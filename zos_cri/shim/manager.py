@@ -370,6 +370,19 @@ class ShimManager:
                 f"group {record.group}: not cleaned up: {'; '.join(dead.failures.values())}"
             )
 
+    async def start_was_cut_off(self, group: str, container: str) -> bool:
+        """Whether a created container's first process was never told to run its program.
+
+        runc and crun have it wait at a FIFO among their state, which their `start` removes once it
+        has gone on. When a connection goes, the shim kills a `start` that came over it: if it had
+        opened the FIFO by then, the process meets a broken pipe and ends with an error.
+        """
+        fifo = self._runtime_state(group, container) / "exec.fifo"
+        return await blocking.call(fifo.exists)
+
+    def _runtime_state(self, group: str, container: str) -> Path:
+        return Path(self._shims[group].handler.root, self._namespace, container)
+
     async def discard(self, group: str, container: str) -> None:
         """Removes what a Create that was cut off left of a container its shim doesn't know.
 
@@ -388,7 +401,7 @@ class ShimManager:
                 raise errors.DeadlineExceeded(f"container {container}: still being created")
             await asyncio.sleep(CUT_OFF_POLL)
         path = self.bundles / container
-        state = Path(shim.handler.root, self._namespace, container)
+        state = self._runtime_state(group, container)
         mounted = await blocking.call(lambda: bool(mounts_below(str(path))))
         if mounted or await blocking.call(state.exists):
             await self._launcher.delete(container, path, shim.record.binary)

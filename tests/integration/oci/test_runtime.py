@@ -29,7 +29,7 @@ def test_a_module_container_is_confined(bundle: Bundle, paths: Paths, host: Host
         echo Hostname: $(hostname)
         echo Net: $(readlink /proc/self/ns/net)
         echo Pid1: $(cat /proc/1/comm)
-        echo 1 > /proc/sys/kernel/domainname || echo Sysctl: refused
+        (echo 1 > /proc/sys/kernel/domainname) 2>/dev/null || echo Sysctl: refused
         echo Masked: $(head -c 9 /proc/keys)
     """
     output = bundle.run(module_spec(module(bundle, paths, script, hostname="box"), host))
@@ -42,7 +42,7 @@ def test_a_module_container_is_confined(bundle: Bundle, paths: Paths, host: Host
     assert seen["Hostname"] == "box"
     assert seen["Net"] == f"net:[{os.stat(paths.network).st_ino}]"
     assert seen["Pid1"] == "sh"
-    assert seen["Sysctl"] == "refused"
+    assert seen.get("Sysctl") == "refused", output
     assert "Masked" not in seen
 
 
