@@ -37,6 +37,7 @@ class Pod(threading.Thread):
         self.container = ""
         self.error: BaseException | None = None
         self.code = number if number % 2 else None  # odd ones exit, with their number
+        self.cut_off = False  # the start of the last container: nobody has told how it went
         self._server = server
         self._random = random.Random(seed * 1000 + number)
 
@@ -57,6 +58,7 @@ class Pod(threading.Thread):
             self.container = self._call(
                 "CreateContainer", pb.CreateContainerRequest(pod_sandbox_id=pod, config=config)
             ).container_id
+            self.cut_off = False
             self._start()
             if cycle == 2:
                 return  # the last one stays, and is looked at when all the killing is over
@@ -75,6 +77,7 @@ class Pod(threading.Thread):
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
             assert self.status().state in (pb.CONTAINER_RUNNING, pb.CONTAINER_EXITED)
+            self.cut_off = True
 
     def status(self) -> pb.ContainerStatus:
         request = pb.ContainerStatusRequest(container_id=self.container)
@@ -106,9 +109,11 @@ def kill_amid(server: Server, check: Callable[[list[Pod]], None]) -> None:
 
 
 def all_is_true(pods: list[Pod]) -> None:
-    """Each container runs, or has ended with its own code."""
+    """Each container runs, or has ended with its own code, or failed as its start was cut off."""
     for pod in pods:
-        if pod.code is None:
+        if pod.cut_off and pod.status().reason == "StartError":
+            assert pod.status().exit_code == 128, pod.name
+        elif pod.code is None:
             assert pod.status().state == pb.CONTAINER_RUNNING, pod.name
         else:
             wait_for(lambda pod=pod: pod.status().state == pb.CONTAINER_EXITED)

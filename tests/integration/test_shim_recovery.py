@@ -203,15 +203,12 @@ async def test_a_create_that_was_cut_off_is_discarded(harness: Harness) -> None:
 
 
 async def test_a_start_that_was_cut_off_is_told_from_a_program_that_ended(harness: Harness) -> None:
-    """`runc start` is killed with the FIFO open: the first process meets a broken pipe."""
     shim = await harness.manager.start(harness.new_group(), harness.handler)
-    await harness.create(shim, ["true"])
+    await harness.create(shim, ["sh", "-c", "exit 1"])
     (container,) = harness.containers
-    assert await harness.manager.start_was_cut_off(shim.group, container)  # nobody has started it
-    fifo = Path(shim.handler.root, "zos", container, "exec.fifo")
-    os.close(os.open(fifo, os.O_RDONLY))  # as a `runc start` that goes no further
-    ended = await shim.task.wait(container)
-    assert ended.status != 0
+    # As a `runc start` that is killed: it has opened the FIFO, and doesn't remove it.
+    os.close(os.open(Path(shim.handler.root, "zos", container, "exec.fifo"), os.O_RDONLY))
+    assert (await shim.task.wait(container)).status != 0
     assert await harness.manager.start_was_cut_off(shim.group, container)
     await shim.task.delete(container)
 
@@ -220,6 +217,7 @@ async def test_a_start_that_was_cut_off_is_told_from_a_program_that_ended(harnes
     await shim.task.start(container)
     assert (await shim.task.wait(container)).status == 1
     assert not await harness.manager.start_was_cut_off(shim.group, container)
+    await shim.task.delete(container)
 
 
 async def test_shim_and_runtime_are_killed_in_the_midst_of_a_create(harness: Harness) -> None:

@@ -185,7 +185,7 @@ class Containers:
                     await owner.starting(record)
                 await self._start_task(record.meta)
             except Exception as error:
-                await self._start_failed(record.meta, error)
+                await self.start_failed(record.meta, error)
                 raise
         self._publish(ContainerEventKind.STARTED, self.table.find(id_))
 
@@ -231,7 +231,8 @@ class Containers:
         self.exits.started(meta.id)
         _log.info("container started", container=meta.id, pid=pid, shim=shim.pid)
 
-    async def _start_failed(self, meta: ContainerMeta, error: Exception) -> None:
+    async def start_failed(self, meta: ContainerMeta, error: Exception) -> None:
+        """Takes back what there is of a start that failed, and records why."""
         self.exits.forget(meta.id)
         shim = self._shims.get(meta.group)
         if shim is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from zos_cri.errors import DeadlineExceeded, Error, NotFound, one_line
+from zos_cri.errors import DeadlineExceeded, Error, NotFound, Unavailable, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.shim import bundle as bundles
@@ -106,10 +106,18 @@ async def _recover_task(
             await _change(containers, id_, ContainerEvent.LOST)
         containers.later(_ask_again(containers, record, shim))
         return
-    if state.status is TaskStatus.CREATED or await _cut_off(containers, record, state):
+    if state.status is TaskStatus.CREATED:
         # Create was done, Start wasn't: nothing of the container has run.
         await exits.delete_task(record.meta, shim, kill=True)
         await _undo_start(containers, record)
+        return
+    if await _cut_off(containers, record, state):
+        await containers.start_failed(
+            record.meta,
+            Unavailable(
+                f"its start was cut off with the server, then it ended: {state.exit_status}"
+            ),
+        )
         return
     if state.status in (TaskStatus.PAUSED, TaskStatus.PAUSING):
         await _unpause(id_, shim)
@@ -124,7 +132,8 @@ async def _recover_task(
 async def _cut_off(containers: Containers, record: ContainerRecord, state: TaskState) -> bool:
     """Whether a start was killed with the server amid letting the program begin.
 
-    A program that succeeded is never run again, whatever the runtime has left of its start.
+    Then the exit is the runtime's, or that of a program that was let go in the last instant: which
+    of them can't be known. One that succeeded was the program's.
     """
     return (
         record.status.state is ContainerState.STARTING

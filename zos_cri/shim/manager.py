@@ -371,11 +371,11 @@ class ShimManager:
             )
 
     async def start_was_cut_off(self, group: str, container: str) -> bool:
-        """Whether a created container's first process was never told to run its program.
+        """Whether the runtime's `start` of a container, if there was one, didn't come to its end.
 
-        runc and crun have it wait at a FIFO among their state, which their `start` removes once it
-        has gone on. When a connection goes, the shim kills a `start` that came over it: if it had
-        opened the FIFO by then, the process meets a broken pipe and ends with an error.
+        runc and crun have a first process wait at a FIFO among their state, which their `start`
+        removes once it has gone on. When a connection goes, the shim kills a `start` that came over
+        it: where that had opened the FIFO, the process meets a broken pipe and ends with an error.
         """
         fifo = self._runtime_state(group, container) / "exec.fifo"
         return await blocking.call(fifo.exists)

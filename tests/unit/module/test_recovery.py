@@ -161,20 +161,19 @@ async def test_an_exit_that_was_noted_counts_whatever_the_shim_says(bench, shim)
     assert (status.exit_code, status.finished_at, status.reason) == (9, 12345, "OOMKilled")
 
 
-async def test_a_start_that_was_cut_off_never_ran_and_can_be_asked_again(bench):
+async def test_a_start_that_was_cut_off_has_failed(bench):
     await remember(bench, C.STARTING)
     arrange(bench, TaskStatus.STOPPED)
     bench.shims.cut_off.add(ID)
     await recover(bench)
-    assert bench.status().state is C.CREATED
+    status = bench.status()
+    assert (status.state, status.exit_code, status.reason) == (C.EXITED, 128, "StartError")
+    assert status.message.endswith("its start was cut off with the server, then it ended: 5")
     assert bench.tasks.tasks == {}
-    assert ("start_undone", ID) in bench.owner.calls
-    await bench.containers.start(ID)
-    assert bench.tasks.running(ID)
 
 
 @pytest.mark.parametrize(("recorded", "code"), [(C.STARTING, 0), (C.RUNNING, 5)])
-async def test_what_succeeded_or_was_seen_to_run_is_not_run_again(bench, recorded, code):
+async def test_what_succeeded_or_was_seen_to_run_has_not_failed_to_start(bench, recorded, code):
     await remember(bench, recorded)
     arrange(bench, UNKNOWN)
     bench.tasks.add(ID, status=TaskStatus.STOPPED, pid=78).exit = Exit(code, EXIT_AT)
