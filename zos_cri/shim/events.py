@@ -61,7 +61,7 @@ class EventServer:
 
     def __init__(self, on_event: Callable[[Event], None]) -> None:
         self._on_event = on_event
-        self._server = Server({(SERVICE, METHOD): self._forward})
+        self._server = Server({}, instant={(SERVICE, METHOD): self._forward})
 
     async def start(self, path: str) -> None:
         """Listens on a path, the same over restarts. Raises as `Server.start`."""
@@ -70,7 +70,7 @@ class EventServer:
     async def close(self) -> None:
         await self._server.close()
 
-    async def _forward(self, payload: bytes, metadata: Mapping[str, str]) -> bytes:
+    def _forward(self, payload: bytes) -> bytes:
         event = parse(payload)
         if event is not None:
             try:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     Handler = Callable[[bytes, Mapping[str, str]], Awaitable[bytes]]
+    Instant = Callable[[bytes], bytes]
 
 _log = get_log(__name__)
 
@@ -37,6 +38,7 @@ class Server:
 
     Args:
         handlers: by service and method. An error of `zos_cri.errors` becomes its status.
+        instant: those that return at once: each is answered as it is read, without a task.
         max_in_flight: handlers running at once for one connection.
     """
 
@@ -44,9 +46,11 @@ class Server:
         self,
         handlers: Mapping[tuple[str, str], Handler],
         *,
+        instant: Mapping[tuple[str, str], Instant] | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self.handlers = handlers
+        self.instant = instant or {}
         self.max_in_flight = max_in_flight
         self.connections: set[ServerConnection] = set()
         self._server: asyncio.Server | None = None
@@ -94,7 +98,7 @@ class ServerConnection(asyncio.Protocol):
         self._server = server
         self._core = ttrpc.Server()
         self._transport: asyncio.Transport | None = None
-        self._queue: deque[ttrpc.RequestReceived] = deque()
+        self._queue: deque[tuple[ttrpc.RequestReceived, ttrpc_pb2.Request]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self.peer = "?"
 
@@ -119,7 +123,7 @@ class ServerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         for event in self._core.receive_data(data):
             if isinstance(event, ttrpc.RequestReceived):
-                self._queue.append(event)
+                self._take(event)
             elif isinstance(event, ttrpc.Broken):
                 _log.warning("ttrpc peer broke the protocol", peer=self.peer, error=event.error)
                 self.close()
@@ -132,12 +136,36 @@ class ServerConnection(asyncio.Protocol):
         for task in self._tasks:
             task.cancel()
 
+    def _take(self, event: ttrpc.RequestReceived) -> None:
+        """Answers a request, or has it wait for its task."""
+        try:
+            request = ttrpc_pb2.Request.FromString(event.data)
+        except DecodeError as error:
+            self._failed(event, errors.InvalidArgument(f"not a ttrpc.Request: {error}"))
+            return
+        instant = self._server.instant.get((request.service, request.method))
+        if instant is None or event.streaming:
+            self._queue.append((event, request))
+            return
+        try:
+            payload = instant(request.payload)
+        except Exception as error:
+            self._failed(event, error)
+        else:
+            self._respond(event.stream_id, ttrpc_pb2.Response(payload=payload))
+
+    def _failed(self, event: ttrpc.RequestReceived, error: Exception) -> None:
+        if not isinstance(error, errors.Error):
+            _log.exception("ttrpc handler failed", peer=self.peer)
+            error = errors.Internal(errors.one_line(error))
+        self._respond(event.stream_id, ttrpc_pb2.Response(status=from_error(error)))
+
     def _start_handlers(self) -> None:
         """Starts what may run now; reads on only when everything read has been started."""
         if self._transport is None or self._transport.is_closing():
             return
         while self._queue and len(self._tasks) < self._server.max_in_flight:
-            task = asyncio.create_task(self._serve(self._queue.popleft()))
+            task = asyncio.create_task(self._serve(*self._queue.popleft()))
             self._tasks.add(task)
             task.add_done_callback(self._finished)
         if self._queue:
@@ -149,22 +177,15 @@ class ServerConnection(asyncio.Protocol):
         self._tasks.discard(task)
         self._start_handlers()
 
-    async def _serve(self, event: ttrpc.RequestReceived) -> None:
-        response = ttrpc_pb2.Response()
+    async def _serve(self, event: ttrpc.RequestReceived, request: ttrpc_pb2.Request) -> None:
         try:
-            response.payload = await self._handle(event)
-        except errors.Error as error:
-            response.status.CopyFrom(from_error(error))
+            response = ttrpc_pb2.Response(payload=await self._handle(event, request))
         except Exception as error:
-            _log.exception("ttrpc handler failed", peer=self.peer)
-            response.status.CopyFrom(from_error(errors.Internal(errors.one_line(error))))
-        self._respond(event.stream_id, response)
+            self._failed(event, error)
+        else:
+            self._respond(event.stream_id, response)
 
-    async def _handle(self, event: ttrpc.RequestReceived) -> bytes:
-        try:
-            request = ttrpc_pb2.Request.FromString(event.data)
-        except DecodeError as error:
-            raise errors.InvalidArgument(f"not a ttrpc.Request: {error}") from error
+    async def _handle(self, event: ttrpc.RequestReceived, request: ttrpc_pb2.Request) -> bytes:
         name = (request.service, request.method)
         handler = self._server.handlers.get(name)
         if handler is None or event.streaming:

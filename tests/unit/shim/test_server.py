@@ -54,6 +54,14 @@ class Service:
         return bytes(ttrpc.MAX_DATA_LENGTH)
 
 
+def at_once(payload: bytes) -> bytes:
+    if payload == b"refused":
+        raise errors.AlreadyExists("it is there")
+    if payload == b"bug":
+        raise KeyError("a bug")
+    return payload * 2
+
+
 @pytest.fixture
 def service() -> Service:
     return Service()
@@ -62,7 +70,11 @@ def service() -> Service:
 @pytest.fixture
 async def server(tmp_path: Path, service: Service) -> AsyncIterator[Server]:
     names = ("echo", "wait", "fail", "crash", "large")
-    server = Server({("S", name): getattr(service, name) for name in names}, max_in_flight=3)
+    server = Server(
+        {("S", name): getattr(service, name) for name in names},
+        instant={("S", "at_once"): at_once},
+        max_in_flight=3,
+    )
     await server.start(str(tmp_path / "socket"))
     yield server
     service.gate.set()
@@ -207,3 +219,18 @@ async def exchange(tmp_path: Path, frame: ttrpc.Frame) -> ttrpc_pb2.Response:
     writer.close()
     await writer.wait_closed()
     return ttrpc_pb2.Response.FromString(data)
+
+
+async def test_what_is_answered_at_once_waits_for_nobody(
+    service: Service, client: Connection
+) -> None:
+    waiting = [asyncio.create_task(call(client, "wait")) for _ in range(3)]  # all that may run
+    await until(lambda: service.running == 3)
+    assert await call(client, "at_once", b"x") == b"xx"
+    with pytest.raises(errors.AlreadyExists, match="it is there"):
+        await call(client, "at_once", b"refused")
+    with pytest.raises(errors.Internal, match="a bug"):
+        await call(client, "at_once", b"bug")
+    assert await call(client, "at_once", b"y") == b"yy"  # and the connection is as it was
+    service.gate.set()
+    await asyncio.gather(*waiting)
