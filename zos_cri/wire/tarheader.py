@@ -22,6 +22,10 @@ MAX_SEGMENTS: Final = 1 << 16
 MAX_SIZE: Final = (1 << 63) - 1
 XATTR: Final = "SCHILY.xattr."
 _MAX_ID: Final = (1 << 32) - 2  # (uid_t) -1 means "leave it" to chown(2)
+# Mode, uid, gid, size and mtime as nearly every archive has them; all else is read one by one.
+_USUAL_NUMBERS = re.compile(
+    rb"([0-7]{7})[ \0]([0-7]{7})[ \0]([0-7]{7})[ \0]([0-7]{11})[ \0]([0-7]{11})[ \0]"
+)
 _DECIMAL = re.compile(r"[0-9]{1,20}")
 _TIME = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]*)?")
 
@@ -92,9 +96,10 @@ def check_sum(block: bytes) -> None:
 
     Adler-32's lower half is 1 plus the sum of the bytes modulo 65521, which 256 bytes can't reach.
     """
-    expected = number(block[148:156], "checksum")
-    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
-    if total - sum(block[148:156]) + 8 * 0x20 == expected:
+    text = block[148:156]
+    expected = number(text, "checksum")
+    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF)
+    if total - (adler32(text) & 0xFFFF) - 1 + 8 * 0x20 == expected:
         return
     signed = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + block[156:])
     if signed + 8 * 0x20 != expected:  # what some old tars wrote
@@ -113,20 +118,28 @@ def parse_header(block: bytes, kind: Kind) -> Entry:
         prefix = block[345:end].partition(b"\0")[0]
         if prefix:
             path = prefix + b"/" + path
-    entry = Entry(
-        path=path,
-        kind=kind,
-        mode=number(block[100:108], "mode") & 0o7777,
-        uid=number(block[108:116], "uid"),
-        gid=number(block[116:124], "gid"),
-        size=number(block[124:136], "size"),
-        mtime=number(block[136:148], "mtime") * 1_000_000_000,
-        link=block[157:257].partition(b"\0")[0],
-    )
+    link = b"" if block[157] == 0 else block[157:257].partition(b"\0")[0]
+    mode, uid, gid, size, mtime = _numbers(block)
+    entry = Entry(path, kind, mode & 0o7777, uid, gid, size, mtime * 1_000_000_000, link)
     if kind in (Kind.CHAR, Kind.BLOCK) and magic.startswith(b"ustar"):
         entry.major = number(block[329:337], "major")
         entry.minor = number(block[337:345], "minor")
     return entry
+
+
+def _numbers(block: bytes) -> tuple[int, int, int, int, int]:
+    """Mode, uid, gid, size, mtime."""
+    usual = _USUAL_NUMBERS.match(block, 100)
+    if usual is not None:
+        mode, uid, gid, size, mtime = usual.groups()
+        return int(mode, 8), int(uid, 8), int(gid, 8), int(size, 8), int(mtime, 8)
+    return (
+        number(block[100:108], "mode"),
+        number(block[108:116], "uid"),
+        number(block[116:124], "gid"),
+        number(block[124:136], "size"),
+        number(block[136:148], "mtime"),
+    )
 
 
 def check_entry(entry: Entry) -> None:
@@ -144,6 +157,9 @@ def check_entry(entry: Entry) -> None:
 
 def number(text: bytes, what: str) -> int:
     """An octal number with any padding, or a base-256 one (GNU, star)."""
+    digits = text.rstrip(b" \0")
+    if digits and not digits.strip(b"01234567"):  # the usual one
+        return int(digits, 8)
     if text[0] & 0x80:
         value = int.from_bytes(text, "big", signed=True)
         if text[0] != 0xFF:

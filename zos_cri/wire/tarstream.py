@@ -327,6 +327,8 @@ class TarReader:
 
     def _pax_sparse_begins(self, entry: Entry, pax: dict[str, bytes], numbers: list[int]) -> bool:
         """Reads PAX' three sparse formats; whether a map precedes the data (format 1.0)."""
+        if not pax:
+            return False
         real = pax.get("GNU.sparse.realsize", pax.get("GNU.sparse.size"))
         version = (pax.get("GNU.sparse.major"), pax.get("GNU.sparse.minor"))
         if version == (b"1", b"0"):
