@@ -16,6 +16,7 @@ from zos_cri import failpoints
 from zos_cri.config_handlers import BlockIoEntry, HandlerConfig, block_io, check, shim_handler
 from zos_cri.errors import InvalidArgument
 from zos_cri.log import FORMATS, LEVELS
+from zos_cri.shim.handler import SHIM
 from zos_cri.wire.crilog import MIN_LINE
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def _is_address(text: str) -> bool:
 def warm_shims(config: Config) -> dict[str, int]:
     """How many shims are kept warm, by handler."""
     return {
-        name: (WARM_SHIMS if name == config.default_handler else 0)
+        name: (WARM_SHIMS if name == config.default_handler and handler.sandboxer != SHIM else 0)
         if handler.warm_shims < 0
         else handler.warm_shims
         for name, handler in config.handlers.items()

@@ -10,14 +10,14 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from zos_cri.errors import InvalidArgument
 from zos_cri.oci import base
 from zos_cri.oci.host import RLIM_INFINITY
-from zos_cri.shim.handler import DEFAULT_SHIM, Handler
+from zos_cri.shim.handler import DEFAULT_SHIM, SHIM, Handler
 
 DEFAULT_RUNTIME: Final = "runc"
 BASE_SPEC_LIMIT: Final = 4 << 20  # bytes; a whole spec with a seccomp profile has 40 KiB
@@ -38,6 +38,9 @@ class HandlerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """A runtime handler: what a RuntimeClass names."""
 
     shim: str = DEFAULT_SHIM  # a type name or an absolute path
+    # who makes the pods' sandboxes: the server, of namespaces and files; or the shim, by the
+    # sandbox API
+    sandboxer: Literal["podsandbox", "shim"] = "podsandbox"
     # the shim's BinaryName: a name on PATH or an absolute path; "" = runc, for the default handler
     # crun where that runs containers
     runtime: str = ""
@@ -97,6 +100,8 @@ def check(name: str, handler: HandlerConfig) -> None:
         value = getattr(handler, field)
         if value and not value.startswith("/"):
             raise InvalidArgument(f'{key}.{field}: "{value}" is not an absolute path')
+    if handler.sandboxer == SHIM and handler.warm_shims > 0:
+        raise InvalidArgument(f'{key}.warm_shims: are none where sandboxer is "{SHIM}"')
     if handler.config_path and handler.options:
         raise InvalidArgument(f"{key}.options: are runc's, and don't go with config_path")
     if not _SECCOMP.fullmatch(handler.unset_seccomp_profile):
@@ -132,6 +137,7 @@ def shim_handler(name: str, handler: HandlerConfig, *, root: str) -> Handler:
         options=handler.options,
         config_path=handler.config_path,
         config_type=handler.config_type,
+        sandboxer=handler.sandboxer,
     )
 
 

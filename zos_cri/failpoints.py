@@ -39,6 +39,8 @@ STEPS: Final = frozenset(
         *("netns.pin", "netns.unpin", "sandbox.files", "sandbox.remove"),
         *("cni.record", "cni.add", "cni.complete", "cni.del", "cni.forget"),
         *("shim.bundle", "shim.start", "shim.adopt", "shim.shutdown", "shim.delete", "shim.remove"),
+        # pods whose shim makes the sandbox
+        *("sandboxer.create", "sandboxer.start", "sandboxer.stop", "sandboxer.shutdown"),
         # containers
         *("rootfs.prepare", "rootfs.volumes", "rootfs.release"),
         *("bundle.write", "bundle.remove"),

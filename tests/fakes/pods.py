@@ -8,13 +8,18 @@ from tests.fakes.containers import HANDLER, Bench, new
 from tests.fakes.network import FakeNetwork
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.sandboxes import Sandboxes
+from zos_cri.cri.shim_sandboxes import ShimSandboxes
 from zos_cri.linux.mount import mounts_below
+from zos_cri.shim.handler import Handler
 from zos_cri.shim.pool import WarmShims
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from zos_cri.store.model import SandboxMeta, SandboxStatus
+
+
+MACHINE = Handler(name="machine", sandboxer="shim")
 
 
 class FakeInit:
@@ -46,15 +51,22 @@ class PodBench(Bench):
 
     def serve_pods(self) -> Sandboxes:
         """A server's sandboxes; again for what comes after a restart."""
+        self.by_shims = ShimSandboxes(
+            table=self.db.sandboxes,
+            containers=self.containers,
+            shims=self.shims,  # type: ignore[arg-type]
+            exits_grace=0.2,
+        )
         return Sandboxes(
             table=self.db.sandboxes,
             containers=self.containers,
             shims=self.shims,  # type: ignore[arg-type]
             warm=self.warm,
-            handlers={"runc": HANDLER, "other": HANDLER},
+            handlers={"runc": HANDLER, "other": HANDLER, "machine": MACHINE},
             default_handler="runc",
             network=self.network,  # type: ignore[arg-type]
             init=self.init,
+            by_shims=self.by_shims,
             directory=self.directory / "sandboxes",
             metrics=self.metrics,
         )
@@ -75,6 +87,7 @@ class PodBench(Bench):
     async def aclose(self) -> None:
         self.tasks.heal()
         self.network.failures.clear()
+        await self.by_shims.aclose()
         await self.sandboxes.settle()
         for record in self.db.sandboxes:
             await self.sandboxes.remove(record.meta.id)

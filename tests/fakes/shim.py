@@ -21,6 +21,7 @@ import msgspec
 from google.protobuf import any_pb2, empty_pb2
 from google.protobuf.message import DecodeError
 
+from zos_cri import errors
 from zos_cri._pb import bootstrap_pb2, status_pb2, task_v3_pb2, ttrpc_pb2, types_pb2
 from zos_cri.wire import ttrpc
 
@@ -128,6 +129,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
         ignores_shutdown, lies_about_pid: of the server.
         delete_fails: `delete` ends with 1.
         info: `-info` is understood.
+        sandbox: the methods of the sandbox API that it knows; it has no sandbox.
+        knows_tasks: false: Connect is refused, as by machines' shims that have no sandbox.
     """
 
     accepts: str = "all"
@@ -141,6 +144,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     lies_about_pid: bool = False
     delete_fails: bool = False
     info: bool = True
+    sandbox: tuple[str, ...] = ()
+    knows_tasks: bool = True
 
 
 def install(directory: Path, behaviour: Behaviour | None = None) -> Path:
@@ -273,14 +278,28 @@ class _Binary:
                 for version in self.behaviour.serves
                 for method in ("Connect", "Shutdown")
             }
+            | {
+                ("containerd.runtime.sandbox.v1.Sandbox", method): getattr(self, method.lower())
+                for method in self.behaviour.sandbox
+            }
         )
         loop = asyncio.get_running_loop()
         await loop.create_unix_server(lambda: ServerConnection(server), sock=listener)
         await asyncio.sleep(600)
 
     async def connect(self, payload: bytes, metadata: object) -> bytes:
+        if not self.behaviour.knows_tasks:
+            raise errors.Internal("there is no sandbox yet")
         pid = os.getppid() if self.behaviour.lies_about_pid else os.getpid()
         return task_v3_pb2.ConnectResponse(shim_pid=pid).SerializeToString()
+
+    async def pingsandbox(self, payload: bytes, metadata: object) -> bytes:
+        raise errors.NotFound("no sandbox")
+
+    sandboxstatus = stopsandbox = pingsandbox
+
+    async def shutdownsandbox(self, payload: bytes, metadata: object) -> bytes:
+        return await self.shutdown(payload, metadata)
 
     async def shutdown(self, payload: bytes, metadata: object) -> bytes:
         if not self.behaviour.ignores_shutdown:

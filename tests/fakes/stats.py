@@ -130,7 +130,9 @@ class _Reader(_Opened):
 class _PodReader(_Opened):
     def read(self, target: PodTarget) -> PodSample:
         count = self._collector.read(target.id)
-        return PodSample(timestamp=count, interfaces=(Interface("eth0", rx_bytes=count),))
+        cpu = CpuStats(usage_ns=count * 1000) if target.cgroup == "/own" else None
+        interfaces = (Interface("eth0", rx_bytes=count),)
+        return PodSample(timestamp=count, cpu=cpu, interfaces=interfaces)
 
 
 class FakeLayers:

@@ -19,14 +19,18 @@ import contextlib
 import os
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from google.protobuf import any_pb2
 
 from zos_cri.errors import FailedPrecondition, NotFound, Unavailable
+from zos_cri.shim.bundle import Record
+from zos_cri.shim.sandbox import SandboxState, Started
 from zos_cri.shim.task import Exit, TaskState, TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from zos_cri.shim.handler import Handler
     from zos_cri.shim.manager import DeadShim
@@ -219,11 +223,71 @@ class FakeTasks:
         self.resources[id] = resources
 
 
+class FakeSandbox:
+    """The sandbox API.
+
+    Attributes:
+        calls: the methods, in their order; `created` has what CreateSandbox was told.
+        ended: the sandbox has ended.
+        forgotten: the shim knows no sandbox.
+        told: its metrics.
+        PID, FAILS: of those to come: the process that StartSandbox tells, and by method what the
+            first call raises.
+    """
+
+    PID = 99
+    FAILS: ClassVar[dict[str, BaseException]] = {}
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.created: dict[str, Any] = {}
+        self.pid = self.PID
+        self.ended = asyncio.Event()
+        self.forgotten = False
+        self.told = any_pb2.Any()
+        self._failures = {method: [error] for method, error in self.FAILS.items()}
+
+    def fail(self, method: str, error: BaseException, *, times: int = 1) -> None:
+        """The next calls of a method raise."""
+        self._failures.setdefault(method, []).extend([error] * times)
+
+    async def _enter(self, method: str) -> None:
+        self.calls.append(method)
+        await asyncio.sleep(0)
+        if failures := self._failures.get(method):
+            raise failures.pop(0)
+        if self.forgotten:
+            raise NotFound("no sandbox")
+
+    async def create(self, id_: str, bundle: str, **told: Any) -> None:
+        self.created = {"id": id_, "bundle": bundle, **told}
+        await self._enter("create")
+
+    async def start(self, id_: str) -> Started:
+        await self._enter("start")
+        return Started(self.pid, 5)
+
+    async def wait(self, id_: str) -> Exit:
+        await self._enter("wait")
+        await self.ended.wait()
+        return Exit(1, 6)
+
+    async def status(self, id_: str, *, verbose: bool = False, timeout: float = 0) -> SandboxState:
+        await self._enter("status")
+        state = "SANDBOX_NOTREADY" if self.ended.is_set() else "SANDBOX_READY"
+        return SandboxState(self.pid, state, {"kernel": "6.1"} if verbose else {})
+
+    async def metrics(self, id_: str, *, timeout: float = 0) -> any_pb2.Any:
+        await self._enter("metrics")
+        return self.told
+
+
 class FakeShim:
     """A shim process."""
 
     version = 3
     address = "unix:///fake"
+    killed = False
 
     def __init__(self, group: str, handler: Handler, tasks: FakeTasks) -> None:
         self.group = group
@@ -231,6 +295,10 @@ class FakeShim:
         self.task = tasks
         self.pid = 4242
         self.silent = False
+        self.stopping = False
+        self.sandbox = FakeSandbox() if handler.makes_sandboxes else None
+        self.bundle = Path("/bundles") / group
+        self.record = Record(group=group, handler=handler, binary="/bin/a-shim")
         self._death = asyncio.Event()
 
     @property
@@ -242,6 +310,10 @@ class FakeShim:
             async with asyncio.timeout(timeout):
                 await self._death.wait()
         return not self.alive
+
+    def kill(self) -> None:
+        self.killed = True
+        self.die()
 
     def die(self) -> None:
         self._death.set()

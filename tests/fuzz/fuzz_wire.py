@@ -7,13 +7,18 @@ import json
 import tempfile
 from pathlib import Path
 
+from google.protobuf import any_pb2
+
 from tests.fuzz.harness import Target, pieces
 from zos_cri import config
+from zos_cri._pb import cgroups_v2_pb2
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.errors import Internal, InvalidArgument
 from zos_cri.network import conf, result
 from zos_cri.shim import bootstrap
+from zos_cri.stats import messages
+from zos_cri.stats.told import pod_sample
 from zos_cri.wire import remotecommand, spdyframes, ttrpc
 
 DEEP = b"[" * 100_000
@@ -28,6 +33,10 @@ RESULT = {
 OLD = {"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/24"}}
 DEVICE = {"name": "a", "containerEdits": {"env": ["A=b"], "deviceNodes": [{"path": "/dev/null"}]}}
 SPEC = {"cdiVersion": "0.6.0", "kind": "example.com/gpu", "devices": [DEVICE]}
+METRICS = cgroups_v2_pb2.Metrics(
+    cpu=cgroups_v2_pb2.CPUStat(usage_usec=2**64 - 1),
+    memory=cgroups_v2_pb2.MemoryStat(usage=2**64 - 1, inactive_file=5, usage_limit=2**64 - 1),
+)
 YAML = b"""
 cdiVersion: 0.6.0
 kind: example.com/gpu
@@ -100,6 +109,18 @@ def read_bootstrap(data: bytes) -> None:
         bootstrap.parse(data)
 
 
+def read_metrics(data: bytes) -> None:
+    """What a shim tells of its sandbox: numbers, or an error of ours."""
+    for version in ("v1", "v2"):
+        told = any_pb2.Any(type_url=f"io.containerd.cgroups.{version}.Metrics", value=data)
+        with contextlib.suppress(Internal):
+            sample = pod_sample(told, 1)
+            assert sample.cpu is not None
+            assert sample.memory is not None
+            assert sample.memory.working_set >= 0
+            messages.pod_stats(b"", sample, [], [])
+
+
 def read_settings(data: bytes) -> None:
     with contextlib.suppress(InvalidArgument):
         config.parse(data, "x")
@@ -138,5 +159,6 @@ TARGETS = (
         read_bootstrap,
         (b'{"version": 3, "address": "unix:///x", "protocol": "ttrpc"}', b"unix:///x", DEEP),
     ),
+    Target("metrics", read_metrics, (METRICS.SerializeToString(),)),
     Target("settings", read_settings, (SETTINGS, b"failpoints = 3", b"[a\n", b"a = " + DEEP)),
 )

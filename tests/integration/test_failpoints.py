@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from tests.conftest import TOOLS
 from tests.fakes.registry import Registry, tar_of
 from tests.integration.server import DEBIAN, UPSTREAM, Server, serving
 from tests.integration.test_crictl import wait_for
@@ -44,6 +45,13 @@ TRIES = 20  # of one call; each failure but the first is one too many, yet remov
 ENDED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 # What only the death of a shim leads to, and what only pulls do.
 SHIM_DEATH = {"shim.delete"}
+SANDBOXER = {name for name in STEPS if name.startswith("sandboxer.")}
+HANDLER = f"""
+[handlers.sandbox]
+shim = "{TOOLS / "containerd-shim-zos-sandbox-v1"}"
+runtime = "{UPSTREAM.runtime}"
+sandboxer = "shim"
+"""
 PULLS = {name for name in STEPS if name.startswith("pull.")}
 
 
@@ -143,11 +151,12 @@ def bystander(node: Node) -> Iterator[Callable[[], None]]:
     assert len(numbers) > 10
 
 
-def live(node: Node, name: str) -> None:
+def live(node: Node, name: str, handler: str = "") -> None:
     """A pod's life: a container that exits by itself, one that is stopped, one unused; an exec."""
     server = node.server
     pod_config = server.pod(name, pid=pb.NODE)
-    pod = node.call("RunPodSandbox", pb.RunPodSandboxRequest(config=pod_config)).pod_sandbox_id
+    request = pb.RunPodSandboxRequest(config=pod_config, runtime_handler=handler)
+    pod = node.call("RunPodSandbox", request).pod_sandbox_id
     assert _create(node, pod, server.container("true", name="unused"))
     code = _create(node, pod, server.container("sh", "-c", "echo it was; exit 7", name="exits"))
     _start(node, code)
@@ -162,8 +171,8 @@ def live(node: Node, name: str) -> None:
     stays = _create(node, pod, server.container("sleep", "1000", name="stays", linux=host_pids))
     _start(node, stays)
     if _status(node, stays).state == pb.CONTAINER_RUNNING:
-        request = pb.ExecSyncRequest(container_id=stays, cmd=["echo", "hello"], timeout=10)
-        assert node.call("ExecSync", request).stdout == b"hello\n"
+        execution = pb.ExecSyncRequest(container_id=stays, cmd=["echo", "hello"], timeout=10)
+        assert node.call("ExecSync", execution).stdout == b"hello\n"
     node.call("StopContainer", pb.StopContainerRequest(container_id=stays, timeout=0))
     node.call("RemoveContainer", pb.RemoveContainerRequest(container_id=code))
     node.call("StopPodSandbox", pb.StopPodSandboxRequest(pod_sandbox_id=pod))
@@ -246,7 +255,7 @@ def pods_left(node: Node) -> list[str]:
 @pytest.mark.parametrize("runtime", RUNTIMES, ids=lambda runtime: runtime.name)
 def test_every_point(runtime: Any, action: str, own_network: None) -> None:
     points = [f"{step}.{side}" for step in sorted(STEPS) for side in SIDES]
-    with Registry() as registry, serving(runtime, cni=True) as server:
+    with Registry() as registry, serving(runtime, cni=True, extra=HANDLER) as server:
         node = Node(server)
         with bystander(node) as undisturbed:
             for number, point in enumerate(points):
@@ -267,7 +276,9 @@ def goes_wrong(node: Node, registry: Registry, number: int, point: str, action: 
     node.arm(point, action)
     offset = server.log.stat().st_size
     try:
-        if step in PULLS:
+        if step in SANDBOXER:
+            live(node, f"p{number}", handler="sandbox")
+        elif step in PULLS:
             pull(node, registry, f"p{number}-{action}")
         elif step in SHIM_DEATH:
             lose_a_shim(node, f"p{number}")

@@ -122,5 +122,5 @@ def test_every_step_is_in_the_code_and_every_one_in_the_code_is_known() -> None:
         text = path.read_text()
         used |= set(re.findall(r'\bstep\("([\w.]+)"\)', text))
         if "_POINTS" in text:
-            used |= set(re.findall(r': "((?:task|exec|shim)\.\w+)",', text))
+            used |= set(re.findall(r': "((?:task|exec|shim|sandboxer)\.\w+)",', text))
     assert used == failpoints.STEPS

@@ -17,6 +17,7 @@ from zos_cri.cri.output import Output
 from zos_cri.cri.restores import Restores
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.services import Services
+from zos_cri.cri.shim_sandboxes import ShimSandboxes
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
 from zos_cri.cri.streams import Streams
 from zos_cri.cri.views import Views
@@ -65,6 +66,7 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
     output = _output(core, undo)
     mapped = {name for name, feature in told.items() if feature.user_namespaces}
     sandboxes = _sandboxes(core, network, settings, mapped)
+    undo.push_async_callback(sandboxes.by_shims.aclose)
     undo.push_async_callback(sandboxes.settle)
     criu = Criu()
     checkpoints = config.state_dir / "checkpoints"
@@ -169,6 +171,9 @@ def _sandboxes(
             handlers=settings,
             host=core.host,
         ),
+        by_shims=ShimSandboxes(
+            table=core.database.sandboxes, containers=core.containers, shims=core.shims
+        ),
         directory=config.run_dir / "sandboxes",
         metrics=core.metrics,
         user_namespaces=user_namespaces,
@@ -185,6 +190,7 @@ def _statistics(core: Core, sandboxes: Sandboxes, views: Views, undo: AsyncExitS
         encoder=Encoder(),
         mountpoint=str(core.images.layout.root),
         interval=settings.interval,
+        told=sandboxes.by_shims,
     )
     undo.push_async_callback(sampler.aclose)
     core.containers.subscribe(follow(sampler))

@@ -27,6 +27,7 @@ from zos_cri.app.listen import listen, watch
 from zos_cri.app.reload import Reload
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.audit.present import Look
+from zos_cri.config import handlers
 from zos_cri.cri import checkpoints
 from zos_cri.cri.flists import ImageRootfs
 from zos_cri.errors import FailedPrecondition
@@ -157,6 +158,7 @@ class App:
             reconciler.watch(),
             reconciler.collect(),
             services.network.watch_plugins(),
+            services.sandboxes.by_shims.try_out(handlers(core.config)),
         ):
             undo.callback(asyncio.create_task(work).cancel)
         services.stats.sampler.start()

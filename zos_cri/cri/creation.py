@@ -34,6 +34,7 @@ from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
 from zos_cri.oci import fields, mounts, namespaces, resources, security, signals, users
 from zos_cri.oci.container import ContainerInputs, container_spec
+from zos_cri.shim.handler import SHIM
 from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import ContainerState
 
@@ -394,7 +395,6 @@ class Creation:
     def _namespaces(
         self, sandbox: SandboxMeta, options: pb.NamespaceOption
     ) -> namespaces.NamespacePaths:
-        init = self._containers.get(sandbox.id) if sandbox.shared_pid else None
         target = ""
         if options.pid == namespaces.TARGET:
             target = self._target(sandbox, options.target_id)
@@ -403,9 +403,18 @@ class Creation:
             ipc=sandbox.ipcns,
             uts=sandbox.utsns,
             user=sandbox.userns,
-            pid=pid_namespace(init) if init is not None else "",
+            pid=self._shared_pid(sandbox),
             target_pid=target,
         )
+
+    def _shared_pid(self, sandbox: SandboxMeta) -> str:
+        """The pid namespace that the pod's containers share, "" where they don't."""
+        if not sandbox.shared_pid:
+            return ""
+        if sandbox.sandboxer == SHIM:
+            return f"/proc/{self._sandboxes.ready(sandbox.id).status.pid}/ns/pid"
+        init = self._containers.get(sandbox.id)
+        return pid_namespace(init) if init is not None else ""
 
     def _target(self, sandbox: SandboxMeta, id_: str) -> str:
         """The pid namespace of the container whose processes are to be seen."""

@@ -10,6 +10,8 @@ from google.protobuf import json_format
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.errors import Error
+from zos_cri.shim.handler import SHIM
+from zos_cri.store.lifecycle import SandboxState
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -21,7 +23,7 @@ CONTAINERS_STATUSES: Final = 3  # the field's number, in cri.proto
 
 
 async def pod_sandbox_status(services: Services, request: pb.PodSandboxStatusRequest) -> bytes:
-    """A pod as it is, from memory.
+    """A pod as it is, from memory; only what its shim says of a sandbox of its own is asked for.
 
     Raises:
         NotFound: there is none.
@@ -40,10 +42,11 @@ async def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) 
     meta = record.meta
     init = services.containers.get(meta.id)
     info: dict[str, Any] = {
-        "pid": init.status.pid if init is not None else 0,
+        "pid": init.status.pid if init is not None else record.status.pid,
         "processStatus": record.status.state.value,
         "netNamespaceClosed": record.status.network_released,
         "runtimeHandler": meta.handler,
+        "sandboxer": meta.sandboxer,
         "namespaces": {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns},
         "config": json_format.MessageToDict(
             services.views.pod_config(record), preserving_proto_field_name=True
@@ -54,4 +57,7 @@ async def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) 
             result = await services.network.result(meta.id)
             # All interfaces; the status itself has the addresses of the first network alone.
             info["cniResult"] = result.info() if result is not None else None
-    return {"info": json.dumps(info)}
+    told: dict[str, str] = {}
+    if meta.sandboxer == SHIM and record.status.state is SandboxState.READY:
+        info["sandbox"], told = await services.sandboxes.by_shims.info(meta.id)
+    return {**told, "info": json.dumps(info)}

@@ -1,8 +1,9 @@
 """Pod sandboxes: made, stopped, removed, found again.
 
 A sandbox is a record, a directory of pinned namespaces and files, an address from CNI, a shim, and
-for pods that share a pid namespace an init container. `_release` undoes all of these in any state:
-it serves a failed RunPodSandbox, StopPodSandbox, RemovePodSandbox and the recovery alike.
+for pods that share a pid namespace an init container; or what the shim makes of these, where the
+handler says so (`shim_sandboxes`). `_release` undoes all of these in any state: it serves a failed
+RunPodSandbox, StopPodSandbox, RemovePodSandbox and the recovery alike.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from zos_cri.linux import blocking, namespaces
 from zos_cri.log import bind, get_log
 from zos_cri.oci import sysctls
 from zos_cri.oci.namespaces import pod_plan
+from zos_cri.shim.handler import SHIM
 from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import SANDBOX, SandboxEvent, SandboxState, advance, allows
 from zos_cri.store.model import SandboxMeta, SandboxStatus
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Mapping, Sequence
     from pathlib import Path
 
+    from zos_cri.cri.shim_sandboxes import ShimSandboxes
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
     from zos_cri.network.cni import Network
@@ -75,6 +78,7 @@ class Sandboxes:
         default_handler: str,
         network: Network,
         init: PodInit,
+        by_shims: ShimSandboxes,
         directory: Path,
         metrics: Metrics,
         user_namespaces: Container[str] = (),
@@ -82,6 +86,7 @@ class Sandboxes:
         """
         Args:
             warm: shims that run already, whose ids new sandboxes take.
+            by_shims: makes those sandboxes that are their shims' to make.
             directory: each sandbox's own is `<directory>/<id>`.
             user_namespaces: the handlers whose pods can have one.
         """
@@ -93,6 +98,7 @@ class Sandboxes:
         self._default_handler = default_handler
         self._network = network
         self._init = init
+        self.by_shims = by_shims
         self._directory = directory
         self._metrics = metrics
         self._user_namespaces = user_namespaces
@@ -197,6 +203,7 @@ class Sandboxes:
             userns=files.namespace("user") if plan.user_namespace else "",
             shared_pid=plan.shared_pid,
             cgroup=config.linux.cgroup_parent,
+            sandboxer=self._handlers[handler].sandboxer,
         )
 
     async def _create(
@@ -208,11 +215,17 @@ class Sandboxes:
                 self._timed("files", self._make_files(meta, config)),
                 self._timed("shim", self._start_shim(meta)),
             )
-            if meta.shared_pid:
+            pid = 0
+            if meta.sandboxer == SHIM:
+                with self._metrics.stage("run_pod_sandbox", "sandbox"):
+                    pid = await self.by_shims.start(meta, config)
+            elif meta.shared_pid:
                 await self._timed("init", self._init.start(meta, config))
             if self._shims.get(meta.id) is None:
                 raise Unavailable(f"pod sandbox {meta.id}: its shim died while it was made")
-            await self._change(meta.id, SandboxEvent.CREATED, ips=ips)
+            await self._change(meta.id, SandboxEvent.CREATED, ips=ips, pid=pid)
+            if meta.sandboxer == SHIM:
+                self.by_shims.watch(meta.id, self.lost)
         except BaseException as error:
             _log.warning("pod sandbox failed", error=one_line(error))
             await asyncio.shield(self._undo(meta))
@@ -327,7 +340,12 @@ class Sandboxes:
     async def _release(self, meta: SandboxMeta) -> None:
         """Gives back all that a sandbox holds but its containers' records. Idempotent."""
         await self._stop_containers(meta)
-        await _all(self._release_shim(meta), self._release_network(meta))
+        if meta.sandboxer == SHIM:  # it uses its network for as long as it runs
+            self.by_shims.forget(meta.id)
+            await self._release_shim(meta)
+            await self._release_network(meta)
+        else:
+            await _all(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
             async with step("sandbox.remove"):
                 await blocking.call(self.files(meta.id).remove)
@@ -375,15 +393,23 @@ class Sandboxes:
                 elif record.status.state is SandboxState.REMOVING:
                     await self._release(meta)
                     await self.table.delete(meta.id)
-                elif record.status.state is SandboxState.READY and not self._intact(meta):
-                    _log.warning("pod sandbox lost", name=meta.name)
-                    await self._change(meta.id, SandboxEvent.LOST)
+                elif record.status.state is SandboxState.READY:
+                    await self._recover_ready(meta)
             except (Error, OSError) as error:
                 _log.error("pod sandbox not recovered", error=one_line(error))
 
-    def _intact(self, meta: SandboxMeta) -> bool:
+    async def _recover_ready(self, meta: SandboxMeta) -> None:
+        by_shim = meta.sandboxer == SHIM
         pinned = all(map(namespaces.is_pinned, pins(meta).values()))
-        return pinned and self._shims.get(meta.id) is not None
+        intact = pinned and self._shims.get(meta.id) is not None
+        if intact and (not by_shim or await self.by_shims.survives(meta)):
+            if by_shim:
+                self.by_shims.watch(meta.id, self.lost)
+            return
+        _log.warning("pod sandbox lost", name=meta.name)
+        await self._change(meta.id, SandboxEvent.LOST)
+        if intact:
+            self._containers.later(self.by_shims.ended(meta.id))
 
     async def retry_releases(self) -> None:
         """Once more for those whose stop or removal has failed: a CNI DEL must succeed one day."""
@@ -398,7 +424,7 @@ class Sandboxes:
                 _log.warning("pod sandbox not released", pod=id_, error=one_line(error))
 
     async def lost(self, id_: str) -> None:
-        """The sandbox's shim is gone: its containers are, so the pod isn't ready."""
+        """The sandbox's shim is gone, or what it made: with it its containers. It isn't ready."""
         record = self.table.get(id_)
         if record is not None and allows(SANDBOX, record.status.state, SandboxEvent.LOST):
             await self._change(id_, SandboxEvent.LOST)
@@ -409,7 +435,7 @@ class Sandboxes:
         await self._ending.settle()
 
     async def _change(
-        self, id_: str, event: SandboxEvent, *, ips: Sequence[str] | None = None
+        self, id_: str, event: SandboxEvent, *, ips: Sequence[str] | None = None, pid: int = 0
     ) -> None:
         def change(status: SandboxStatus) -> SandboxStatus:
             try:
@@ -417,7 +443,7 @@ class Sandboxes:
             except FailedPrecondition as error:
                 raise FailedPrecondition(f"pod sandbox {id_}: {error}") from None
             kept = status.ips if ips is None else tuple(ips)
-            return msgspec.structs.replace(status, state=state, ips=kept)
+            return msgspec.structs.replace(status, state=state, ips=kept, pid=pid)
 
         # What was meant to happen doesn't where it can't be recorded; what has happened has.
         write = self.table.note if event in _FACTS else self.table.update

@@ -9,6 +9,7 @@ import msgspec
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.linux import dynmods
+from zos_cri.shim.handler import SHIM
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
@@ -27,6 +28,7 @@ async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResp
                     reason=network.reason,
                     message=network.message,
                 ),
+                *_sandboxers(services),
             ]
         ),
         info=await _info(services) if request.verbose else {},
@@ -37,6 +39,21 @@ async def status(services: Services, request: pb.StatusRequest) -> pb.StatusResp
             user_namespaces_host_network=any(f.user_namespaces for f in services.features.values()),
         ),
     )
+
+
+def _sandboxers(services: Services) -> list[pb.RuntimeCondition]:
+    """Whether the shims that are to make sandboxes do; nothing where none is to."""
+    if all(handler.sandboxer != SHIM for handler in services.config.handlers.values()):
+        return []
+    failures = services.sandboxes.by_shims.failures
+    return [
+        pb.RuntimeCondition(
+            type="SandboxersReady",
+            status=not failures,
+            reason="HandlerFailed" if failures else "",
+            message="; ".join(f'handler "{name}": {why}' for name, why in failures.items()),
+        )
+    ]
 
 
 def _handlers(services: Services) -> list[pb.RuntimeHandler]:

@@ -18,7 +18,9 @@ from zos_cri.errors import Error, one_line
 from zos_cri.linux import spawn
 from zos_cri.network.cni import Network
 from zos_cri.shim.choice import choose
+from zos_cri.shim.handler import SHIM
 from zos_cri.shim.launch import find_binary
+from zos_cri.shim.trial import failure_by_itself
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -73,6 +75,8 @@ async def handlers(config: Config, *, mode: str, systemd: bool) -> AsyncIterator
             yield await _chosen(name, config, mode)
         else:
             yield await _runtime(name, handler.runtime or DEFAULT_RUNTIME, mode)
+        if handler.sandboxer == SHIM and os.geteuid() == 0:
+            yield await _sandboxer(name, config)
         if handler.systemd_cgroup and not systemd:
             yield fail(
                 f"handlers.{name}",
@@ -94,6 +98,16 @@ async def _shim(name: str, handler: HandlerConfig) -> Finding:
     except Error as error:
         return fail(check, one_line(error), "install it (Debian: apt install containerd)")
     return ok(check, f"{path}: {await version(path, '-v')}")
+
+
+async def _sandboxer(name: str, config: Config) -> Finding:
+    """Whether the shim makes sandboxes: one is started."""
+    check = f"handlers.{name}.sandboxer"
+    with tempfile.TemporaryDirectory(prefix="zos-cri-doctor.") as scratch:
+        why = await failure_by_itself(shim_handlers(config)[name], Path(scratch))
+    if why:
+        return fail(check, why, f'handlers.{name}.sandboxer = "podsandbox", or another shim')
+    return ok(check, "the shim makes sandboxes")
 
 
 async def _chosen(name: str, config: Config, mode: str) -> Finding:

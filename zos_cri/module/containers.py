@@ -141,9 +141,15 @@ class Containers:
         Raises:
             AlreadyExists: the id, or the name in its namespace, is taken.
             InvalidArgument: the handler isn't known.
+            FailedPrecondition: it runs containers in pods only.
         """
         if new.handler not in self._handlers:
             raise InvalidArgument(f'no runtime handler "{new.handler}" is configured')
+        if new.group == new.id and self._handlers[new.handler].makes_sandboxes:
+            raise FailedPrecondition(
+                f'runtime handler "{new.handler}": its shims hold containers only in sandboxes that'
+                " they make of pods"
+            )
         meta = new.meta(str(self._bundle_dir / new.id))
         await self._joins.run(f"create {meta.id}", b"", lambda: self._create(meta, new))
         return self.table.find(meta.id)

@@ -12,6 +12,10 @@ from zos_cri import errors
 from zos_cri._pb import runc_options_pb2, runtimeoptions_pb2
 
 DEFAULT_SHIM: Final = "io.containerd.runc.v2"
+# Who makes a pod's sandbox, by containerd's names: we do, of namespaces and files; or its shim
+# does, which has the sandbox API for that (a virtual machine's).
+PODSANDBOX: Final = "podsandbox"
+SHIM: Final = "shim"
 # OCI runtimes whose containers' processes are the host's own, not a virtual machine's or gVisor's.
 _ON_HOST: Final = ("runc", "crun", "youki")
 
@@ -31,6 +35,7 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
         config_path: for shims that aren't runc's (kata, gVisor): their configuration file, sent as
             runtimeoptions.v1.Options instead.
         config_type: its type URL there.
+        sandboxer: `PODSANDBOX` or `SHIM`.
     """
 
     name: str = ""
@@ -42,11 +47,18 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any] = {}
     config_path: str = ""
     config_type: str = ""
+    sandboxer: str = PODSANDBOX
+
+    @property
+    def makes_sandboxes(self) -> bool:
+        """Whether its shims make the pods' sandboxes, and are spoken to in the sandbox API."""
+        return self.sandboxer == SHIM
 
     @property
     def on_host(self) -> bool:
         """Whether a container's pid is that of its own first process."""
-        return not self.config_path and os.path.basename(self.runtime) in _ON_HOST
+        others = self.config_path or self.makes_sandboxes
+        return not others and os.path.basename(self.runtime) in _ON_HOST
 
     def task_options(self, **changes: Any) -> any_pb2.Any:
         """The options of `TaskClient.create`, and what a shim gets at its start.

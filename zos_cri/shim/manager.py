@@ -31,7 +31,7 @@ from zos_cri.shim import bundle, processes
 from zos_cri.shim.bundle import Record
 from zos_cri.shim.launch import Features, features, find_binary
 from zos_cri.shim.logs import LogPump
-from zos_cri.shim.shim import DeadShim, Shim, client, prove
+from zos_cri.shim.shim import DeadShim, Shim, client, identify, prove
 from zos_cri.shim.task import Exit
 
 if TYPE_CHECKING:
@@ -191,18 +191,18 @@ class ShimManager:
         record = msgspec.structs.replace(
             record, address=result.address, protocol=result.protocol, version=result.version
         )
-        connection, task = client(record, self._namespace)
+        speaking = client(record, self._namespace)
         async with contextlib.AsyncExitStack() as undo:
-            undo.push_async_callback(connection.close)
-            connected = await task.connect(record.group, timeout=self._connect_timeout)
-            pidfd, started = await blocking.call(prove, connected.shim_pid, path, record)
+            undo.push_async_callback(speaking.connection.close)
+            pid = await identify(speaking, record, path, timeout=self._connect_timeout)
+            pidfd, started = await blocking.call(prove, pid, path, record)
             undo.callback(pidfd.close)
             record = msgspec.structs.replace(
-                record, version=task.version, pid=pidfd.pid, start_time=started
+                record, version=speaking.task.version, pid=pidfd.pid, start_time=started
             )
             await blocking.call(bundle.write_record, path, record)
             undo.pop_all()
-        return Shim(record, pidfd, bundle=path, log=log, client=(connection, task))
+        return Shim(record, pidfd, bundle=path, log=log, client=speaking)
 
     def _watch(self, shim: Shim) -> None:
         self._shims[shim.group] = shim
@@ -255,7 +255,7 @@ class ShimManager:
         await asyncio.gather(*map(delete, ids))
         if record.group in containers.get(record.group, []):
             await delete(record.group)
-        elif "-runc-" not in os.path.basename(record.binary):
+        elif record.handler.makes_sandboxes or "-runc-" not in os.path.basename(record.binary):
             # A sandbox of its own kind (a virtual machine) may be left; there's no exit to tell.
             await delete(record.group)
             exits.pop(record.group, None)
@@ -296,7 +296,7 @@ class ShimManager:
         shim = Shim(record, pidfd, bundle=path, log=log, client=client(record, self._namespace))
         self._watch(shim)
         try:
-            await shim.task.connect(record.group, timeout=self._connect_timeout)
+            await shim.answers(self._connect_timeout)
         except errors.Error as error:
             shim.silent = True
             _log.warning("shim runs but doesn't answer", group=shim.group, error=error)
@@ -340,7 +340,7 @@ class ShimManager:
     async def _end(self, shim: Shim) -> None:
         shim.stopping = True
         try:
-            await shim.task.shutdown(shim.group)
+            await shim.ask_to_go()
         except errors.Error as error:  # also where it went before its answer did
             _log.debug("shim shutdown", group=shim.group, error=error)
         graceful = await shim.gone(STOP_GRACE)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+import msgspec
+
 from zos_cri.errors import Error, NotFound, one_line
 from zos_cri.log import get_log
 from zos_cri.stats import messages
@@ -59,6 +61,16 @@ class Entry(Protocol):
     def sample(self, *, detail: bool) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Told(Protocol):
+    """Numbers of pods that aren't the kernel's: a virtual machine's shim tells them."""
+
+    def ask(self) -> None:
+        """Has newer ones come; doesn't wait for them."""
+
+    def get(self, id_: str) -> PodSample | None:
+        """The last ones of a pod; its interfaces aren't among them."""
 
 
 class _Container:
@@ -135,13 +147,16 @@ class Sampler:
         encoder: Encoder,
         mountpoint: str,
         interval: float,
+        told: Told | None = None,
     ) -> None:
         """
         Args:
             layers: measures a container's writable layer.
             mountpoint: the directory that the writable layers are in.
             interval: seconds between rounds, and between measurements of a writable layer.
+            told: knows of pods that the kernel doesn't know.
         """
+        self._told = told
         self._targets = targets
         self._collector = collector
         self._encoder = encoder
@@ -257,10 +272,19 @@ class Sampler:
         entries = [self._containers.get(container) for container, _ in containers]
         return messages.pod_stats(
             attributes,
-            None if pod is None else pod.result,
+            self._pod_sample(id_, None if pod is None else pod.result),
             [e.result for e in entries if e is not None and e.result is not None],
             [self.container_stats(*container) for container in containers],
         )
+
+    def _pod_sample(self, id_: str, found: PodSample | None) -> PodSample | None:
+        """What was told of a pod where nothing was found."""
+        if self._told is None or (found is not None and found.cpu is not None):
+            return found
+        told = self._told.get(id_)
+        if told is None or found is None:
+            return told
+        return msgspec.structs.replace(told, interfaces=found.interfaces)
 
     async def detailed(self) -> None:
         """Sees to it that metrics are read from now on, and waits for them the first time."""
@@ -304,6 +328,8 @@ class Sampler:
 
     async def _round(self) -> None:
         self._begun = time.monotonic()
+        if self._told is not None:
+            self._told.ask()
         self._sync()
         detail = self._detail_wanted()
         if detail:

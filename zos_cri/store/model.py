@@ -93,6 +93,7 @@ class SandboxMeta(msgspec.Struct, frozen=True, kw_only=True):
     userns: str = ""  # "" where its root is the host's
     shared_pid: bool = False  # an init container holds the pod's pid namespace
     cgroup: str = ""  # logical path of the pod's cgroup, "" where none was asked for
+    sandboxer: str = "podsandbox"  # or "shim": see `shim.handler`
     version: int = VERSION
 
 
@@ -101,6 +102,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         network_released: CNI DEL has succeeded, or was never needed.
+        pid: of the sandbox that a shim has made, as the host numbers it; 0 where there is none.
         overhead, resources: runtime.v1.LinuxContainerResources, of the last update; empty where
             what the sandbox was made with still holds.
     """
@@ -108,6 +110,7 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     state: SandboxState = SandboxState.CREATING
     ips: tuple[str, ...] = ()
     network_released: bool = False
+    pid: int = 0
     overhead: bytes = b""
     resources: bytes = b""
     version: int = VERSION

@@ -74,7 +74,7 @@ async def test_the_network_is_told_of_ports_limits_and_cgroup(bench):
 @pytest.mark.parametrize(
     ("change", "handler", "says"),
     [
-        ({}, "kata", 'runtime_handler: "kata" is not configured, only other, runc'),
+        ({}, "kata", 'runtime_handler: "kata" is not configured, only machine, other, runc'),
         (
             {"metadata": pb.PodSandboxMetadata(name="a", uid="c")},
             "",

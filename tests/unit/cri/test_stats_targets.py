@@ -15,6 +15,7 @@ from zos_cri.cri.list_metric_descriptors import list_metric_descriptors
 from zos_cri.cri.list_pod_sandbox_metrics import list_pod_sandbox_metrics
 from zos_cri.cri.list_pod_sandbox_stats import list_pod_sandbox_stats
 from zos_cri.cri.pod_sandbox_stats import pod_sandbox_stats
+from zos_cri.cri.shim_sandboxes import ShimSandboxes
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow, limits
 from zos_cri.cri.views import OWNER, CriContainer, Views
 from zos_cri.errors import NotFound
@@ -88,7 +89,12 @@ class Bench:
         self.containers = Records()
         self.table = Records()
         self.views = Views()
-        sandboxes: Any = SimpleNamespace(table=self.table, find=self.table.find)
+        by_shims = ShimSandboxes(
+            table=self.table,  # type: ignore[arg-type]
+            containers=self.containers,  # type: ignore[arg-type]
+            shims=None,  # type: ignore[arg-type]
+        )
+        sandboxes: Any = SimpleNamespace(table=self.table, find=self.table.find, by_shims=by_shims)
         self.targets = CriTargets(self.containers, sandboxes, self.views)  # type: ignore[arg-type]
         self.collector = FakeCollector()
         self.sampler = Sampler(

@@ -407,3 +407,71 @@ def held(pid: int) -> PidFd:
     process = PidFd.open(pid)
     assert process is not None
     return process
+
+
+# ---- shims that make sandboxes
+
+SANDBOX = ("PingSandbox", "SandboxStatus", "StopSandbox", "ShutdownSandbox")
+
+
+def makes_sandboxes(fixture: Fixture, **behaviour: Any) -> Handler:
+    install(fixture.directory, Behaviour(**{"sandbox": SANDBOX, **behaviour}))
+    return msgspec.structs.replace(fixture.handler, sandboxer="shim")
+
+
+@pytest.mark.parametrize("knows_tasks", [True, False])
+async def test_a_shim_that_makes_sandboxes_is_found_and_ended(
+    fixture: Fixture, knows_tasks: bool
+) -> None:
+    """Some refuse every call of tasks before there is a sandbox."""
+    handler = makes_sandboxes(fixture, knows_tasks=knows_tasks, ignores_shutdown=False)
+    shim = await fixture.manager.start(GROUP, handler)
+    assert fixture.running == [shim.pid]
+    assert shim.sandbox is not None
+    again = fixture.new()
+    (found,) = await again.recover()
+    assert isinstance(found, Shim)
+    assert (found.pid, found.silent) == (shim.pid, False)
+    await fixture.manager.stop(GROUP)
+    assert fixture.running == []
+    assert fixture.actions() == ["start"]  # it went by itself: nothing is to be deleted
+
+
+async def test_one_that_doesnt_know_tasks_has_to(fixture: Fixture) -> None:
+    install(fixture.directory, Behaviour(knows_tasks=False))
+    with pytest.raises(errors.Internal, match="there is no sandbox yet"):
+        await fixture.manager.start(GROUP, fixture.handler)
+    assert fixture.left() == []
+
+
+@pytest.mark.parametrize(("version", "serves"), [(2, (2, 3)), (3, (2,))])
+async def test_an_old_one_makes_no_sandboxes(
+    fixture: Fixture, version: int, serves: tuple[int, ...]
+) -> None:
+    handler = makes_sandboxes(fixture, version=version, serves=serves)
+    with pytest.raises(errors.FailedPrecondition, match=r"version 2 .*containerd.runtime.sandbox"):
+        await fixture.manager.start(GROUP, handler)
+    assert fixture.running == []
+    assert fixture.left() == []
+
+
+async def test_a_sandbox_that_a_dead_shim_left_is_deleted(fixture: Fixture) -> None:
+    handler = makes_sandboxes(fixture)
+    shim = await fixture.manager.start(GROUP, handler)
+    shim.kill()
+    await until(lambda: fixture.lost)
+    assert fixture.actions() == ["start", "delete"]
+    assert fixture.lost[0].exits == {}
+    await fixture.manager.stop(GROUP)
+
+
+async def test_one_that_stays_is_killed_and_its_sandbox_deleted(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(manager_module, "STOP_GRACE", 0.05)
+    handler = makes_sandboxes(fixture, ignores_shutdown=True)
+    await fixture.manager.start(GROUP, handler)
+    await fixture.manager.stop(GROUP)
+    assert fixture.running == []
+    assert fixture.actions() == ["start", "delete"]
+    assert fixture.left() == []

@@ -9,8 +9,10 @@ import pytest
 from tests.fakes.stats import FakeCollector, FakeLayers, FakeTargets, container, pod
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.errors import NotFound
+from zos_cri.linux.cgroupstats import CpuStats, MemoryStats
 from zos_cri.stats import sampler as module
 from zos_cri.stats.metrics import Encoder
+from zos_cri.stats.model import PodSample
 from zos_cri.stats.sampler import Sampler
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    def __init__(self, directory: Path, interval: float = 3600) -> None:
+    def __init__(
+        self, directory: Path, interval: float = 3600, told: FakeTold | None = None
+    ) -> None:
         self.targets = FakeTargets()
         self.collector = FakeCollector()
         self.layers = FakeLayers()
@@ -30,6 +34,7 @@ class Bench:
             encoder=Encoder(),
             mountpoint=str(directory),
             interval=interval,
+            told=told,
         )
 
     def run(self, *ids: str, tell: bool = True) -> None:
@@ -269,3 +274,43 @@ async def test_what_is_told_after_the_end_is_ignored(bench: Bench) -> None:
     await bench.sampler.aclose()
     bench.run("b")
     bench.end("a")
+
+
+class FakeTold:
+    """Tells of pods as it was told."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.samples: dict[str, PodSample] = {}
+
+    def ask(self) -> None:
+        self.asked += 1
+
+    def get(self, id_: str) -> PodSample | None:
+        return self.samples.get(id_)
+
+
+async def test_what_was_told_of_a_pod_counts_where_nothing_was_found(tmp_path: Path) -> None:
+    told = FakeTold()
+    bench = Bench(tmp_path, told=told)
+    told.samples = {
+        id_: PodSample(timestamp=5, cpu=CpuStats(usage_ns=42), memory=MemoryStats(usage=7))
+        for id_ in ("found", "bare", "early")
+    }
+    bench.targets.ready = {"found": pod("found", cgroup="/own"), "bare": pod("bare")}
+    bench.sampler.start()
+    await until(lambda: len(bench.collector.reads) == 2)
+
+    def stats(id_: str) -> pb.LinuxPodSandboxStats:
+        return pb.PodSandboxStats.FromString(bench.sampler.pod_stats(id_, b"", ())).linux
+
+    try:
+        assert told.asked == 1  # with each round
+        await until(lambda: stats("found").cpu.usage_core_nano_seconds.value == 1000)
+        assert stats("bare").cpu.usage_core_nano_seconds.value == 42
+        assert stats("bare").memory.usage_bytes.value == 7
+        assert stats("bare").network.default_interface.name == "eth0"
+        assert stats("early").cpu.usage_core_nano_seconds.value == 42
+        assert not stats("other").HasField("cpu")
+    finally:
+        await bench.sampler.aclose()
