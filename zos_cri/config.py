@@ -128,6 +128,12 @@ class StatsConfig(_Section, frozen=True):
     open_files: Annotated[int, msgspec.Meta(ge=0)] = 8192
 
 
+class MetricsConfig(_Section, frozen=True):
+    """What is shown of the server's own work."""
+
+    containerd_names: bool = False  # beside ours, for dashboards that were made for containerd
+
+
 class Config(_Section, frozen=True):
     """All of it. Every default works on a fresh Debian 12."""
 
@@ -140,6 +146,7 @@ class Config(_Section, frozen=True):
     streaming: StreamingConfig = StreamingConfig()
     exec: ExecConfig = ExecConfig()
     stats: StatsConfig = StatsConfig()
+    metrics: MetricsConfig = MetricsConfig()
     init: str = "catatonit"  # holds the pid namespace of pods that share one: a name or a path
     failpoints: dict[str, str] = {}  # for tests of faults: point → what happens there
     default_handler: str = "runc"

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from zos_cri import __version__
 from zos_cri.errors import grpc_code
+from zos_cri.metrics_containerd import ContainerdNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,13 +39,15 @@ BUCKETS: Final = (
 class Metrics:
     """The registry and its metrics."""
 
-    def __init__(self, tracer: Tracer | None = None) -> None:
+    def __init__(self, tracer: Tracer | None = None, *, containerd_names: bool = False) -> None:
         """
         Args:
             tracer: gets a span for each stage, and buckets an example of one.
+            containerd_names: what containerd has names for is there under those too.
         """
         self.tracer = tracer
         self.registry = CollectorRegistry()
+        self.containerd = ContainerdNames(self.registry) if containerd_names else None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -148,6 +151,8 @@ class Metrics:
 
     def pulled(self, report: PullReport) -> None:
         """Counts a pull that has ended."""
+        if self.containerd is not None:
+            self.containerd.pulled(report)
         self.pull_duration.observe(report.seconds)
         self.pulls.labels(report.error).inc()
         self.pulled_bytes.inc(report.bytes)
@@ -167,6 +172,7 @@ class Metrics:
         """Times one stage, and counts its failure."""
         begun = time.perf_counter()
         exemplar = None
+        failed = True
         try:
             if self.tracer is None:
                 yield
@@ -174,11 +180,15 @@ class Metrics:
                 with self.tracer.stage(operation, stage) as span:
                     exemplar = span.exemplar()
                     yield
+            failed = False
         except Exception as error:
             self.errors.labels(f"{operation}/{stage}", grpc_code(error)).inc()
             raise
         finally:
-            self._stage(operation, stage).observe(time.perf_counter() - begun, exemplar)
+            seconds = time.perf_counter() - begun
+            self._stage(operation, stage).observe(seconds, exemplar)
+            if self.containerd is not None:
+                self.containerd.stage(operation, stage, seconds, failed=failed)
 
     def watch(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, int]]

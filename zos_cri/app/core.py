@@ -83,7 +83,7 @@ async def build_core(config: Config, undo: AsyncExitStack) -> Core:
     tracer = tracing.start(os.environ)
     if tracer is not None:
         undo.push_async_callback(tracer.aclose)
-    metrics = Metrics(tracer)
+    metrics = Metrics(tracer, containerd_names=config.metrics.containerd_names)
     database = Database(config.state_dir / "state.db")
     undo.callback(database.close)
     metrics.records_damaged.inc(database.sandboxes.set_aside + database.containers.set_aside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -13,10 +13,11 @@ from zos_cri.app.grpc_services import HEALTH, Health, reflection_handlers
 from zos_cri.app.handover import Held, fresh
 from zos_cri.cri import runtime
 from zos_cri.cri.rpc import Rpcs
-from zos_cri.errors import FailedPrecondition
+from zos_cri.errors import Error, FailedPrecondition
 from zos_cri.images.service import ImageService
 from zos_cri.images.store import is_flist
 from zos_cri.log import get_log
+from zos_cri.metrics_containerd import Runtime
 from zos_cri.module.service import ModuleService
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
     from pathlib import Path
 
+    from zos_cri.config import Config
     from zos_cri.cri.services import Services
     from zos_cri.module.module import ContainerModule
     from zos_cri.shim.manager import ShimManager
@@ -172,6 +174,34 @@ def watch(services: Services, shims: ShimManager, warm: WarmShims) -> None:
         "handler",
         warm.count,
     )
+
+
+def name_as_containerd(services: Services, config: Config) -> None:
+    """What metrics under containerd's names have to know of pods; nothing where there are none."""
+    metrics = services.metrics
+    if metrics.containerd is None:
+        return
+
+    def handler(request: Any) -> str:
+        try:
+            if container := getattr(request, "container_id", ""):
+                return services.containers.find(container).meta.handler
+            if pod := getattr(request, "pod_sandbox_id", ""):
+                return services.sandboxes.find(pod).meta.handler
+        except Error:
+            return ""
+        return str(getattr(request, "runtime_handler", "") or config.default_handler)
+
+    def runtime(request: object) -> Runtime:
+        name = handler(request)
+        return Runtime(name, config.handlers[name].shim if name in config.handlers else "")
+
+    def dropped() -> float:
+        (family,) = metrics.events_lost.collect()
+        return float(family.samples[0].value)
+
+    metrics.containerd.handlers = runtime
+    metrics.containerd.watch(dropped=dropped, pulling=lambda: len(services.images.all_progress()))
 
 
 def _count(values: Iterable[str]) -> dict[str, int]:

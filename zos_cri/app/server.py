@@ -23,7 +23,7 @@ from zos_cri import __version__, failpoints, reconcile
 from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.handover import begin_anew
-from zos_cri.app.listen import listen, watch
+from zos_cri.app.listen import listen, name_as_containerd, watch
 from zos_cri.app.reload import Reload
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.audit.present import Look
@@ -142,6 +142,7 @@ class App:
         module = build_module(core, rootfs)
         core.shims.on_lost = partial(_shim_lost, core, services)
         watch(services, core.shims, core.warm)
+        name_as_containerd(services, core.config)
         self._listener = await listen(services, module, undo)
         undo.push_async_callback(reconcile.tidy_cgroups, core.containers, core.cgroups)
         undo.push_async_callback(core.containers.close)

@@ -100,9 +100,12 @@ class Rpcs:
 
         async def handle(request: Any, context: Context) -> Any:
             about = fields(request)
-            with _Observed(self._metrics, method, about, context) as observed, bind(**about):
+            observing = _Observed(self._metrics, method, request, about, context)
+            with observing as observed, bind(**about):
                 try:
-                    return await call(request)
+                    response = await call(request)
+                    observed.sends()
+                    return response
                 except Exception as error:
                     code = observed.failed(error)
                 return await context.abort(code, observed.message)
@@ -114,7 +117,8 @@ class Rpcs:
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
             about = fields(request)
-            with _Observed(self._metrics, method, about, context) as observed, bind(**about):
+            observing = _Observed(self._metrics, method, request, about, context)
+            with observing as observed, bind(**about):
                 try:
                     # Closed with the call, so that a client that leaves frees what it reads from.
                     async with contextlib.aclosing(call(request)) as responses:
@@ -122,6 +126,7 @@ class Rpcs:
                             if response is None:
                                 await context.send_initial_metadata(())
                             else:
+                                observed.sends()
                                 yield response
                     return
                 except Exception as error:
@@ -138,9 +143,16 @@ class _Observed:
     """
 
     def __init__(
-        self, metrics: Metrics, method: MethodDescriptor, about: Mapping[str, str], context: Context
+        self,
+        metrics: Metrics,
+        method: MethodDescriptor,
+        request: Any,
+        about: Mapping[str, str],
+        context: Context,
     ) -> None:
         self._metrics = metrics
+        names = metrics.containerd
+        self._told = names.begun(method, request) if names is not None else None
         self._method = method.name
         self._begun = time.perf_counter()
         self._code = "OK"
@@ -169,6 +181,13 @@ class _Observed:
             self._span.answered(self._code, self.message)
             self._traced.__exit__(None, None, None)
         self._metrics.duration(self._method, self._code).observe(seconds, exemplar)
+        if self._told is not None:
+            self._told.ended(self._code)
+
+    def sends(self) -> None:
+        """A message of the answer goes out."""
+        if self._told is not None:
+            self._told.sent()
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
