@@ -52,7 +52,6 @@ class PodBench(Bench):
     def serve_pods(self) -> Sandboxes:
         """A server's sandboxes; again for what comes after a restart."""
         self.by_shims = ShimSandboxes(
-            table=self.db.sandboxes,
             containers=self.containers,
             shims=self.shims,  # type: ignore[arg-type]
             exits_grace=0.2,

@@ -58,6 +58,7 @@ class FakeTasks:
         ignored: signals that no process ends by.
         exit_at_start: exit code of what ends before its start is answered; None = it runs.
         resources: by container, as updated.
+        used: by container, what Stats answers.
     """
 
     def __init__(self) -> None:
@@ -66,6 +67,7 @@ class FakeTasks:
         self.ignored: set[int] = set()
         self.exit_at_start: int | None = None
         self.resources: dict[str, Mapping[str, Any]] = {}
+        self.used: dict[str, any_pb2.Any] = {}
         self.created: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, list[BaseException]] = {}
         self._gates: dict[str, asyncio.Event] = {}
@@ -217,6 +219,10 @@ class FakeTasks:
     async def resume(self, id: str) -> None:
         await self._enter("resume", id)
         self._task(id).status = TaskStatus.RUNNING
+
+    async def stats(self, id: str, *, timeout: float = 0) -> any_pb2.Any:
+        await self._enter("stats", id)
+        return self.used.get(id, any_pb2.Any())
 
     async def update(self, id: str, resources: Mapping[str, Any]) -> None:
         await self._enter("update", id)

@@ -18,7 +18,8 @@ from zos_cri.errors import Internal, InvalidArgument
 from zos_cri.network import conf, result
 from zos_cri.shim import bootstrap
 from zos_cri.stats import messages
-from zos_cri.stats.told import pod_sample
+from zos_cri.stats.model import PodSample
+from zos_cri.stats.told import cgroup_stats
 from zos_cri.wire import remotecommand, spdyframes, ttrpc
 
 DEEP = b"[" * 100_000
@@ -114,10 +115,10 @@ def read_metrics(data: bytes) -> None:
     for version in ("v1", "v2"):
         told = any_pb2.Any(type_url=f"io.containerd.cgroups.{version}.Metrics", value=data)
         with contextlib.suppress(Internal):
-            sample = pod_sample(told, 1)
-            assert sample.cpu is not None
-            assert sample.memory is not None
-            assert sample.memory.working_set >= 0
+            stats = cgroup_stats(told, 1)
+            assert stats.memory is not None
+            assert stats.memory.working_set >= 0
+            sample = PodSample(timestamp=1, cpu=stats.cpu, memory=stats.memory)
             messages.pod_stats(b"", sample, [], [])
 
 

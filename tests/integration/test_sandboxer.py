@@ -172,6 +172,26 @@ def test_numbers_of_a_pod_without_a_cgroup_are_the_sandboxs(node: Server) -> Non
         assert len(numbers.containers) == 1
 
 
+def test_numbers_of_a_container_without_a_cgroup_are_its_tasks(node: Server) -> None:
+    """In a machine it has one that the host doesn't see."""
+    with node.cri() as cri:
+        pod = node.run_pod(cri, handler="sandbox", annotations={"zos.test/guest": "yes"})
+        container = node.run_container(cri, pod, "sh", "-c", "while :; do :; done")
+        request = pb.ContainerStatsRequest(container_id=container)
+        first = cri.ContainerStats(request).stats
+        assert first.cpu.usage_core_nano_seconds.value > 0
+        assert first.memory.usage_bytes.value > 0
+
+        def listed() -> Any:
+            (found,) = cri.ListContainerStats(pb.ListContainerStatsRequest()).stats
+            return found
+
+        wait_for(lambda: listed().cpu.usage_nano_cores.value > 0, timeout=30)
+        linux = cri.PodSandboxStats(pb.PodSandboxStatsRequest(pod_sandbox_id=pod)).stats.linux
+        assert linux.containers[0].cpu.usage_core_nano_seconds.value > 0
+        assert linux.process.process_count.value == 1
+
+
 # ---- failures
 
 

@@ -18,6 +18,7 @@ from zos_cri.cri.restores import Restores
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.services import Services
 from zos_cri.cri.shim_sandboxes import ShimSandboxes
+from zos_cri.cri.shim_stats import ShimStats
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow
 from zos_cri.cri.streams import Streams
 from zos_cri.cri.views import Views
@@ -171,9 +172,7 @@ def _sandboxes(
             handlers=settings,
             host=core.host,
         ),
-        by_shims=ShimSandboxes(
-            table=core.database.sandboxes, containers=core.containers, shims=core.shims
-        ),
+        by_shims=ShimSandboxes(containers=core.containers, shims=core.shims),
         directory=config.run_dir / "sandboxes",
         metrics=core.metrics,
         user_namespaces=user_namespaces,
@@ -183,6 +182,8 @@ def _sandboxes(
 def _statistics(core: Core, sandboxes: Sandboxes, views: Views, undo: AsyncExitStack) -> Statistics:
     settings = core.config.stats
     targets = CriTargets(core.containers, sandboxes, views)
+    told = ShimStats(table=sandboxes.table, containers=core.containers, shims=core.shims)
+    undo.push_async_callback(told.aclose)
     sampler = Sampler(
         targets=targets,
         collector=KernelCollector(core.cgroups, open_files=settings.open_files),
@@ -190,11 +191,11 @@ def _statistics(core: Core, sandboxes: Sandboxes, views: Views, undo: AsyncExitS
         encoder=Encoder(),
         mountpoint=str(core.images.layout.root),
         interval=settings.interval,
-        told=sandboxes.by_shims,
+        told=told,
     )
     undo.push_async_callback(sampler.aclose)
     core.containers.subscribe(follow(sampler))
-    return Statistics(sampler, targets)
+    return Statistics(sampler, targets, told)
 
 
 async def _streaming(

@@ -25,7 +25,7 @@ async def pod_sandbox_stats(services: Services, request: pb.PodSandboxStatsReque
     record = services.sandboxes.find(request.pod_sandbox_id)
     containers = [r for r in services.containers if runs(r) and r.meta.ns == record.meta.id]
     await services.stats.sampler.ready(container.meta.id for container in containers)
-    await services.sandboxes.by_shims.measured(record.meta.id)
+    await services.stats.told.measured(record.meta.id)
     services.stats.sampler.ask()
     return messages.field(messages.LIST_STATS, encoded(services, record, containers))
 

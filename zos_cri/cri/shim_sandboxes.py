@@ -11,8 +11,6 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from zos_cri.errors import (
     Error,
     FailedPrecondition,
@@ -23,10 +21,8 @@ from zos_cri.errors import (
 )
 from zos_cri.log import get_log
 from zos_cri.shim import trial
-from zos_cri.shim.handler import SHIM, pack
-from zos_cri.stats.clock import Clock, Rate
-from zos_cri.stats.told import pod_sample
-from zos_cri.store.lifecycle import ContainerState, SandboxState
+from zos_cri.shim.handler import pack
+from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -36,9 +32,7 @@ if TYPE_CHECKING:
     from zos_cri.shim.handler import Handler
     from zos_cri.shim.manager import Shim, ShimManager
     from zos_cri.shim.sandbox import SandboxClient
-    from zos_cri.stats.model import PodSample
-    from zos_cri.store.db import Table
-    from zos_cri.store.model import SandboxMeta, SandboxStatus
+    from zos_cri.store.model import SandboxMeta
 
 _log = get_log(__name__)
 
@@ -47,17 +41,15 @@ FAILED_PAUSE: Final = 10.0  # seconds until a shim is asked again that answered 
 # What a shim has to tell the ends of the containers whose sandbox has ended.
 EXITS_GRACE: Final = 5.0
 INFO_TIMEOUT: Final = 2.0  # of a status that somebody waits for
-METRICS_TIMEOUT: Final = 5.0
 _RUNS: Final = (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
 
 
 class ShimSandboxes:
-    """What is done with shims that make sandboxes; implements `stats.sampler.Told`."""
+    """What is done with shims that make sandboxes."""
 
     def __init__(
         self,
         *,
-        table: Table[SandboxMeta, SandboxStatus],
         containers: Containers,
         shims: ShimManager,
         exits_grace: float = EXITS_GRACE,
@@ -67,14 +59,10 @@ class ShimSandboxes:
             exits_grace: seconds that containers have to end after their sandbox; then the shim is
                 killed, and cleaned up after.
         """
-        self._table = table
         self._containers = containers
         self._shims = shims
         self._exits_grace = exits_grace
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._asking: dict[str, asyncio.Task[None]] = {}
-        self._samples: dict[str, tuple[PodSample, Rate]] = {}
-        self._clock = Clock()
         # Handlers whose shims were tried and make no sandboxes, and why; for Status.
         self.failures: dict[str, str] = {}
 
@@ -151,7 +139,6 @@ class ShimSandboxes:
 
     def forget(self, id_: str) -> None:
         """The sandbox is being ended on purpose, or is gone."""
-        self._samples.pop(id_, None)
         task = self._watches.pop(id_, None)
         if task is not None:
             task.cancel()
@@ -160,7 +147,6 @@ class ShimSandboxes:
         shim, sandbox = self._shim(id_)
         if not await self._wait(shim, sandbox):
             return  # of a shim's end its manager tells
-        self._samples.pop(id_, None)
         _log.error("pod sandbox ended", pod=id_, shim=shim.pid)
         await on_ended(id_)
         await self._end_containers(id_, shim)
@@ -233,50 +219,9 @@ class ShimSandboxes:
             return {"error": one_line(error)}, {}
         return {"state": state.state, "pid": state.pid}, state.info
 
-    # ---- numbers
-
-    def ask(self) -> None:
-        """Has the shims of all pods that are ready tell what those use."""
-        for record in self._table:
-            id_ = record.meta.id
-            ready = record.status.state is SandboxState.READY
-            if record.meta.sandboxer == SHIM and ready and id_ not in self._asking:
-                task = asyncio.create_task(self._measure(id_), name=f"metrics of sandbox {id_}")
-                self._asking[id_] = task
-                task.add_done_callback(partial(_ended, self._asking, id_))
-
-    async def measured(self, id_: str) -> None:
-        """Waits for a pod's first numbers, where it is one of these and has none."""
-        record = self._table.get(id_)
-        if record is None or record.meta.sandboxer != SHIM or id_ in self._samples:
-            return
-        self.ask()
-        if id_ in self._asking:
-            await asyncio.wait([self._asking[id_]], timeout=INFO_TIMEOUT)
-
-    def get(self, id_: str) -> PodSample | None:
-        found = self._samples.get(id_)
-        return found[0] if found is not None else None
-
-    async def _measure(self, id_: str) -> None:
-        try:
-            _, sandbox = self._shim(id_)
-            told = await sandbox.metrics(id_, timeout=METRICS_TIMEOUT)
-            sample = pod_sample(told, self._clock.now())
-        except Error as error:
-            _log.debug("pod sandbox tells no metrics", pod=id_, error=one_line(error))
-            return
-        record = self._table.get(id_)
-        if record is None or record.status.state is not SandboxState.READY:
-            return  # it has gone meanwhile
-        rate = self._samples[id_][1] if id_ in self._samples else Rate()
-        assert sample.cpu is not None  # `pod_sample` says so
-        cores = rate.update(sample.timestamp, sample.cpu.usage_ns)
-        self._samples[id_] = msgspec.structs.replace(sample, nano_cores=cores), rate
-
     async def aclose(self) -> None:
         """Lets go of all; they run on."""
-        tasks = [*self._watches.values(), *self._asking.values()]
+        tasks = list(self._watches.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable
 
     from zos_cri.cri.sandboxes import Sandboxes
+    from zos_cri.cri.shim_stats import ShimStats
     from zos_cri.cri.views import Views
     from zos_cri.module.containers import Containers
     from zos_cri.stats.sampler import Sampler
@@ -28,10 +29,11 @@ T = TypeVar("T")
 
 
 class Statistics(NamedTuple):
-    """The sampler, and what it samples."""
+    """The sampler, what it samples, and what it is told."""
 
     sampler: Sampler
     targets: CriTargets
+    told: ShimStats
 
 
 class CriTargets:

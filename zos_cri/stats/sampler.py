@@ -64,13 +64,19 @@ class Entry(Protocol):
 
 
 class Told(Protocol):
-    """Numbers of pods that aren't the kernel's: a virtual machine's shim tells them."""
+    """Numbers that aren't this kernel's: a virtual machine's shim tells them."""
 
-    def ask(self) -> None:
-        """Has newer ones come; doesn't wait for them."""
+    def ask(self, containers: Iterable[str]) -> None:
+        """Has newer ones come, of pods and of these containers; doesn't wait for them."""
 
-    def get(self, id_: str) -> PodSample | None:
+    async def measured(self, id_: str) -> None:
+        """Waits for the first ones of a pod or a container, where there are to be any."""
+
+    def pod(self, id_: str) -> PodSample | None:
         """The last ones of a pod; its interfaces aren't among them."""
+
+    def container(self, id_: str) -> ContainerSample | None:
+        """The last ones of a container."""
 
 
 class _Container:
@@ -154,7 +160,7 @@ class Sampler:
             layers: measures a container's writable layer.
             mountpoint: the directory that the writable layers are in.
             interval: seconds between rounds, and between measurements of a writable layer.
-            told: knows of pods that the kernel doesn't know.
+            told: knows of what the kernel doesn't know.
         """
         self._told = told
         self._targets = targets
@@ -244,6 +250,8 @@ class Sampler:
         if entry is not None and time.monotonic() - entry.read_at > FRESH:
             reading = self._spawn(self._read([entry], detail=False))
             await asyncio.wait([reading], timeout=READ_TIMEOUT)
+            if self._told is not None and entry.result is None:
+                await self._told.measured(id_)
 
     def container_stats(self, id_: str, attributes: bytes) -> bytes:
         """A ContainerStats, encoded; without numbers where the container doesn't run.
@@ -253,6 +261,8 @@ class Sampler:
         """
         entry = self._containers.get(id_)
         numbers = b"" if entry is None else entry.numbers
+        if entry is not None and not numbers and (told := self._sample(id_)) is not None:
+            numbers = messages.container_numbers(told)
         return (
             messages.field(messages.CONTAINER_ATTRIBUTES, attributes)
             + numbers
@@ -269,19 +279,26 @@ class Sampler:
             containers: id and attributes of its running containers.
         """
         pod = self._pods.get(id_)
-        entries = [self._containers.get(container) for container, _ in containers]
+        samples = [self._sample(container) for container, _ in containers]
         return messages.pod_stats(
             attributes,
             self._pod_sample(id_, None if pod is None else pod.result),
-            [e.result for e in entries if e is not None and e.result is not None],
+            [sample for sample in samples if sample is not None],
             [self.container_stats(*container) for container in containers],
         )
+
+    def _sample(self, id_: str) -> ContainerSample | None:
+        """What was found of a running container, or else told."""
+        entry = self._containers.get(id_)
+        if entry is None or entry.result is not None or self._told is None:
+            return None if entry is None else entry.result
+        return self._told.container(id_)
 
     def _pod_sample(self, id_: str, found: PodSample | None) -> PodSample | None:
         """What was told of a pod where nothing was found."""
         if self._told is None or (found is not None and found.cpu is not None):
             return found
-        told = self._told.get(id_)
+        told = self._told.pod(id_)
         if told is None or found is None:
             return told
         return msgspec.structs.replace(told, interfaces=found.interfaces)
@@ -329,7 +346,7 @@ class Sampler:
     async def _round(self) -> None:
         self._begun = time.monotonic()
         if self._told is not None:
-            self._told.ask()
+            self._told.ask(id_ for id_, e in self._containers.items() if e.result is None)
         self._sync()
         detail = self._detail_wanted()
         if detail:

@@ -9,8 +9,7 @@ from google.protobuf.message import DecodeError
 from zos_cri._pb import cgroups_v1_pb2 as v1
 from zos_cri._pb import cgroups_v2_pb2 as v2
 from zos_cri.errors import Internal, Unimplemented
-from zos_cri.linux.cgroupstats import CpuStats, MemoryStats
-from zos_cri.stats.model import PodSample
+from zos_cri.linux.cgroupstats import CgroupStats, CpuStats, MemoryStats
 
 if TYPE_CHECKING:
     from google.protobuf.any_pb2 import Any as AnyMessage
@@ -20,8 +19,8 @@ _NONE: Final = 1 << 62
 _MOST: Final = (1 << 64) - 1  # that our own answers can hold
 
 
-def pod_sample(told: AnyMessage, timestamp: int) -> PodSample:
-    """A pod's numbers, without a rate.
+def cgroup_stats(told: AnyMessage, timestamp: int) -> CgroupStats:
+    """What a cgroup uses; `cpu` and `memory` are always there.
 
     Args:
         told: io.containerd.cgroups.v1.Metrics or v2's.
@@ -42,10 +41,10 @@ def pod_sample(told: AnyMessage, timestamp: int) -> PodSample:
     raise Unimplemented(f"metrics: {name or 'no message'} isn't read here, only cgroups' are")
 
 
-def _of_v2(metrics: v2.Metrics, timestamp: int) -> PodSample:
+def _of_v2(metrics: v2.Metrics, timestamp: int) -> CgroupStats:
     cpu, memory = metrics.cpu, metrics.memory
-    return PodSample(
-        timestamp=timestamp,
+    return CgroupStats(
+        timestamp_ns=timestamp,
         cpu=CpuStats(
             usage_ns=_ns(cpu.usage_usec),
             user_ns=_ns(cpu.user_usec),
@@ -66,14 +65,15 @@ def _of_v2(metrics: v2.Metrics, timestamp: int) -> PodSample:
             swap=memory.swap_usage,
             swap_limit=_limit(memory.swap_limit),
         ),
+        pids=metrics.pids.current,
     )
 
 
-def _of_v1(metrics: v1.Metrics, timestamp: int) -> PodSample:
+def _of_v1(metrics: v1.Metrics, timestamp: int) -> CgroupStats:
     cpu, memory = metrics.cpu, metrics.memory
     usage, swap = memory.usage, memory.swap  # `swap` is both together
-    return PodSample(
-        timestamp=timestamp,
+    return CgroupStats(
+        timestamp_ns=timestamp,
         cpu=CpuStats(
             usage_ns=cpu.usage.total,
             user_ns=cpu.usage.user,
@@ -94,6 +94,7 @@ def _of_v1(metrics: v1.Metrics, timestamp: int) -> PodSample:
             major_page_faults=memory.total_pg_maj_fault,
             swap=max(0, swap.usage - usage.usage),
         ),
+        pids=metrics.pids.current,
     )
 
 

@@ -5,12 +5,10 @@ import pytest
 
 from tests.fakes.pods import MACHINE, pod_config
 from tests.fakes.shim import until
-from zos_cri._pb import cgroups_v2_pb2
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri import shim_sandboxes as module
 from zos_cri.errors import FailedPrecondition, Internal, Unavailable, Unimplemented
 from zos_cri.module import recovery
-from zos_cri.shim.handler import pack
 from zos_cri.store.lifecycle import ContainerState, SandboxState
 
 pytestmark = pytest.mark.root
@@ -53,9 +51,6 @@ async def test_others_are_made_by_the_server(bench):
     pod = await bench.sandboxes.run(pod_config(), "")
     record = bench.sandboxes.ready(pod)
     assert (record.meta.sandboxer, record.status.pid) == ("podsandbox", 0)
-    bench.by_shims.ask()
-    await bench.by_shims.measured(pod)
-    assert bench.by_shims.get(pod) is None
 
 
 async def test_a_shared_pid_namespace_is_the_sandboxs_and_there_is_no_init(bench):
@@ -195,31 +190,6 @@ async def test_what_a_shim_says_of_its_sandbox(bench):
     assert own == {"kernel": "6.1"}
     api(bench, pod).fail("status", Internal("busy"))
     assert await bench.by_shims.info(pod) == ({"error": "busy"}, {})
-
-
-async def test_its_numbers(bench, monkeypatch):
-    monkeypatch.setattr("zos_cri.stats.clock.MIN_WINDOW", 0)
-    pod = await machine(bench)
-    assert bench.by_shims.get(pod) is None
-    metrics = cgroups_v2_pb2.Metrics()
-    metrics.cpu.usage_usec, metrics.memory.usage = 10, 20
-    api(bench, pod).told = pack(metrics)
-    await bench.by_shims.measured(pod)
-    first = bench.by_shims.get(pod)
-    assert (first.cpu.usage_ns, first.nano_cores, first.memory.usage) == (10_000, None, 20)
-    metrics.cpu.usage_usec = 30
-    api(bench, pod).told = pack(metrics)
-    bench.by_shims.ask()
-    bench.by_shims.ask()
-    await until(lambda: bench.by_shims.get(pod) is not first)
-    assert bench.by_shims.get(pod).nano_cores > 0
-    assert api(bench, pod).calls.count("metrics") == 2  # never two at once
-    api(bench, pod).fail("metrics", Unimplemented("no"))
-    bench.by_shims.ask()
-    await until(lambda: not bench.by_shims._asking)
-    assert bench.by_shims.get(pod) is not None
-    await bench.sandboxes.remove(pod)
-    assert bench.by_shims.get(pod) is None
 
 
 async def test_handlers_are_tried_unless_pods_prove_them(bench, monkeypatch):

@@ -15,7 +15,7 @@ from zos_cri.cri.list_metric_descriptors import list_metric_descriptors
 from zos_cri.cri.list_pod_sandbox_metrics import list_pod_sandbox_metrics
 from zos_cri.cri.list_pod_sandbox_stats import list_pod_sandbox_stats
 from zos_cri.cri.pod_sandbox_stats import pod_sandbox_stats
-from zos_cri.cri.shim_sandboxes import ShimSandboxes
+from zos_cri.cri.shim_stats import ShimStats
 from zos_cri.cri.stats_targets import CriTargets, Statistics, follow, limits
 from zos_cri.cri.views import OWNER, CriContainer, Views
 from zos_cri.errors import NotFound
@@ -89,12 +89,7 @@ class Bench:
         self.containers = Records()
         self.table = Records()
         self.views = Views()
-        by_shims = ShimSandboxes(
-            table=self.table,  # type: ignore[arg-type]
-            containers=self.containers,  # type: ignore[arg-type]
-            shims=None,  # type: ignore[arg-type]
-        )
-        sandboxes: Any = SimpleNamespace(table=self.table, find=self.table.find, by_shims=by_shims)
+        sandboxes: Any = SimpleNamespace(table=self.table, find=self.table.find)
         self.targets = CriTargets(self.containers, sandboxes, self.views)  # type: ignore[arg-type]
         self.collector = FakeCollector()
         self.sampler = Sampler(
@@ -105,12 +100,17 @@ class Bench:
             mountpoint=str(directory),
             interval=3600,
         )
+        told = ShimStats(
+            table=self.table,  # type: ignore[arg-type]
+            containers=self.containers,  # type: ignore[arg-type]
+            shims=None,  # type: ignore[arg-type]
+        )
         self.services: Any = SimpleNamespace(
             containers=self.containers,
             sandboxes=sandboxes,
             views=self.views,
             creation=SimpleNamespace(container=self.containers.find),
-            stats=Statistics(self.sampler, self.targets),
+            stats=Statistics(self.sampler, self.targets, told),
         )
 
     def add(self, *records: Any) -> None:

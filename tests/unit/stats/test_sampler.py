@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fakes.stats import FakeCollector, FakeLayers, FakeTargets, container, pod
+from tests.fakes.stats import FakeCollector, FakeLayers, FakeTargets, container, pod, sample
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.errors import NotFound
 from zos_cri.linux.cgroupstats import CpuStats, MemoryStats
 from zos_cri.stats import sampler as module
 from zos_cri.stats.metrics import Encoder
-from zos_cri.stats.model import PodSample
+from zos_cri.stats.model import ContainerSample, PodSample
 from zos_cri.stats.sampler import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
 
@@ -24,6 +24,7 @@ class Bench:
     def __init__(
         self, directory: Path, interval: float = 3600, told: FakeTold | None = None
     ) -> None:
+        self.told = told
         self.targets = FakeTargets()
         self.collector = FakeCollector()
         self.layers = FakeLayers()
@@ -277,40 +278,75 @@ async def test_what_is_told_after_the_end_is_ignored(bench: Bench) -> None:
 
 
 class FakeTold:
-    """Tells of pods as it was told."""
+    """Tells what it is given to tell."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.samples: dict[str, PodSample] = {}
+        self.asked: list[list[str]] = []
+        self.pods: dict[str, PodSample] = {}
+        self.containers: dict[str, ContainerSample] = {}
+        self.waited: list[str] = []
 
-    def ask(self) -> None:
-        self.asked += 1
+    def ask(self, containers: Iterable[str]) -> None:
+        self.asked.append(sorted(containers))
 
-    def get(self, id_: str) -> PodSample | None:
-        return self.samples.get(id_)
+    async def measured(self, id_: str) -> None:
+        self.waited.append(id_)
+
+    def pod(self, id_: str) -> PodSample | None:
+        return self.pods.get(id_)
+
+    def container(self, id_: str) -> ContainerSample | None:
+        return self.containers.get(id_)
 
 
-async def test_what_was_told_of_a_pod_counts_where_nothing_was_found(tmp_path: Path) -> None:
-    told = FakeTold()
-    bench = Bench(tmp_path, told=told)
-    told.samples = {
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Bench]:
+    """With shims that tell of what the kernel doesn't know."""
+    bench = Bench(tmp_path, told=FakeTold())
+    yield bench
+    await bench.sampler.aclose()
+
+
+async def test_what_was_told_of_a_pod_counts_where_nothing_was_found(machine: Bench) -> None:
+    told = machine.told
+    assert told is not None
+    told.pods = {
         id_: PodSample(timestamp=5, cpu=CpuStats(usage_ns=42), memory=MemoryStats(usage=7))
         for id_ in ("found", "bare", "early")
     }
-    bench.targets.ready = {"found": pod("found", cgroup="/own"), "bare": pod("bare")}
-    bench.sampler.start()
-    await until(lambda: len(bench.collector.reads) == 2)
+    machine.targets.ready = {"found": pod("found", cgroup="/own"), "bare": pod("bare")}
+    machine.sampler.start()
+    await until(lambda: len(machine.collector.reads) == 2)
 
     def stats(id_: str) -> pb.LinuxPodSandboxStats:
-        return pb.PodSandboxStats.FromString(bench.sampler.pod_stats(id_, b"", ())).linux
+        return pb.PodSandboxStats.FromString(machine.sampler.pod_stats(id_, b"", ())).linux
 
-    try:
-        assert told.asked == 1  # with each round
-        await until(lambda: stats("found").cpu.usage_core_nano_seconds.value == 1000)
-        assert stats("bare").cpu.usage_core_nano_seconds.value == 42
-        assert stats("bare").memory.usage_bytes.value == 7
-        assert stats("bare").network.default_interface.name == "eth0"
-        assert stats("early").cpu.usage_core_nano_seconds.value == 42
-        assert not stats("other").HasField("cpu")
-    finally:
-        await bench.sampler.aclose()
+    assert told.asked == [[]]  # with each round
+    await until(lambda: stats("found").cpu.usage_core_nano_seconds.value == 1000)
+    assert stats("bare").cpu.usage_core_nano_seconds.value == 42
+    assert stats("bare").memory.usage_bytes.value == 7
+    assert stats("bare").network.default_interface.name == "eth0"
+    assert stats("early").cpu.usage_core_nano_seconds.value == 42
+    assert not stats("other").HasField("cpu")
+
+
+async def test_what_was_told_of_a_container_counts_where_it_has_no_cgroup(machine: Bench) -> None:
+    told = machine.told
+    assert told is not None
+    told.containers = {id_: sample(cpu=42, usage=7) for id_ in ("a", "b", "gone")}
+    machine.collector.errors["b"] = NotFound("no cgroup")
+    machine.run("a", "b")
+    await machine.sampler.ready(["a", "b"])
+    await machine.sampler.refresh("a")
+    await machine.sampler.refresh("b")
+    assert told.waited == ["b"]
+    assert machine.used("a") == 1000
+    assert machine.used("b") == 42
+    assert not machine.stats("gone").HasField("cpu")
+    machine.sampler.start()
+    await until(lambda: told.asked)
+    assert told.asked[0] == ["b"]
+    summed = machine.sampler.pod_stats("p", b"", [("a", b""), ("b", b"")])
+    linux = pb.PodSandboxStats.FromString(summed).linux
+    assert linux.cpu.usage_core_nano_seconds.value == machine.used("a") + 42
+    assert len(linux.containers) == 2
