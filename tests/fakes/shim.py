@@ -299,9 +299,14 @@ class _Binary:
     sandboxstatus = stopsandbox = pingsandbox
 
     async def shutdownsandbox(self, payload: bytes, metadata: object) -> bytes:
-        return await self.shutdown(payload, metadata)
+        return self._shut_down()
 
     async def shutdown(self, payload: bytes, metadata: object) -> bytes:
+        if self.behaviour.sandbox:
+            raise errors.FailedPrecondition("ShutdownSandbox ends this shim")
+        return self._shut_down()
+
+    def _shut_down(self) -> bytes:
         if not self.behaviour.ignores_shutdown:
             asyncio.get_running_loop().call_later(0.01, os._exit, 0)
         return empty_pb2.Empty().SerializeToString()

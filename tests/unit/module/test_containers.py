@@ -17,6 +17,7 @@ from zos_cri.errors import (
     Unavailable,
 )
 from zos_cri.module import ending
+from zos_cri.shim.handler import Handler
 from zos_cri.store.lifecycle import ContainerState
 from zos_cri.store.model import ContainerStatus
 
@@ -41,6 +42,15 @@ async def test_create_records_and_writes_the_bundle_and_starts_nothing(bench):
     assert config["annotations"] == {"io.kubernetes.cri.sandbox-id": "pod"}
     assert bench.shims.calls == bench.tasks.calls == []
     assert bench.told() == ["created"]
+
+
+async def test_create_refuses_a_handler_whose_shims_want_a_pod(bench):
+    machine = Handler(name="machine", sandboxer="shim")
+    bench.containers._handlers = {"machine": machine}
+    with pytest.raises(FailedPrecondition, match=r'"machine": its shims hold .* only in sandboxes'):
+        await bench.create(handler="machine", group=ID)
+    assert list(bench.db.containers) == []
+    await bench.create(handler="machine", group="pod")
 
 
 async def test_create_refuses_an_unknown_handler_and_a_taken_name(bench):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -455,8 +456,13 @@ async def test_an_old_one_makes_no_sandboxes(
     assert fixture.left() == []
 
 
-async def test_a_sandbox_that_a_dead_shim_left_is_deleted(fixture: Fixture) -> None:
+@pytest.mark.parametrize("name", ["", "containerd-shim-runc-machine-v1"])
+async def test_a_sandbox_that_a_dead_shim_left_is_deleted(fixture: Fixture, name: str) -> None:
+    """Whatever the shim is called: runc's own have nothing to delete."""
     handler = makes_sandboxes(fixture)
+    if name:
+        other = shutil.copy(handler.shim, fixture.directory / name)
+        handler = msgspec.structs.replace(handler, shim=str(other))
     shim = await fixture.manager.start(GROUP, handler)
     shim.kill()
     await until(lambda: fixture.lost)
