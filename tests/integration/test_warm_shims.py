@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import TYPE_CHECKING
@@ -36,7 +37,20 @@ def shims(server: Server) -> dict[str, int]:
 
 
 def filled(server: Server, beside: int = 0) -> dict[str, int]:
-    wait_for(lambda: len(shims(server)) == WARM + beside)
+    """The shims, once there are as many as there should be, and their records have their pids.
+
+    One whose record has none yet is one that a killed server was about to start.
+    """
+
+    def known(group: str, pid: int) -> bool:
+        record = server.run / "bundles" / group / "shim.json"
+        return record.exists() and json.loads(record.read_bytes())["pid"] == pid
+
+    def full() -> bool:
+        found = shims(server)
+        return len(found) == WARM + beside and all(known(*item) for item in found.items())
+
+    wait_for(full)
     return shims(server)
 
 
