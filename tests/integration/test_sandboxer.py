@@ -264,6 +264,17 @@ def test_a_shim_that_is_killed_takes_its_sandbox_along(node: Server) -> None:
         assert sandboxes(node) == []  # `delete` of the shim's binary ends it
 
 
+def test_a_pod_whose_shim_answers_no_more_is_ended_all_the_same(node: Server) -> None:
+    with node.cri() as cri:
+        pod = node.run_pod(cri, handler="sandbox")
+        container = node.run_container(cri, pod)
+        (shim,) = shims(node)
+        os.kill(shim, signal.SIGSTOP)
+        cri.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod), timeout=120)
+        assert (sandboxes(node), shims(node)) == ([], [])
+        wait_for(lambda: container_status(cri, container).state == pb.CONTAINER_EXITED)
+
+
 # ---- restarts
 
 

@@ -339,12 +339,16 @@ class Sandboxes:
 
     async def _release(self, meta: SandboxMeta) -> None:
         """Gives back all that a sandbox holds but its containers' records. Idempotent."""
-        await self._stop_containers(meta)
-        if meta.sandboxer == SHIM:  # it uses its network for as long as it runs
+        if meta.sandboxer == SHIM:
             self.by_shims.forget(meta.id)
-            await self._release_shim(meta)
+            try:
+                await self._stop_containers(meta)
+            except Error as error:
+                await self.by_shims.give_up(meta.id, error)
+            await self._release_shim(meta)  # it uses its network for as long as it runs
             await self._release_network(meta)
         else:
+            await self._stop_containers(meta)
             await _all(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
             async with step("sandbox.remove"):
@@ -395,6 +399,8 @@ class Sandboxes:
                     await self.table.delete(meta.id)
                 elif record.status.state is SandboxState.READY:
                     await self._recover_ready(meta)
+                elif meta.sandboxer == SHIM and self._shims.get(meta.id) is not None:
+                    self._containers.later(self.by_shims.ended(meta))
             except (Error, OSError) as error:
                 _log.error("pod sandbox not recovered", error=one_line(error))
 
@@ -409,7 +415,7 @@ class Sandboxes:
         _log.warning("pod sandbox lost", name=meta.name)
         await self._change(meta.id, SandboxEvent.LOST)
         if intact:
-            self._containers.later(self.by_shims.ended(meta.id))
+            self._containers.later(self.by_shims.ended(meta))
 
     async def retry_releases(self) -> None:
         """Once more for those whose stop or removal has failed: a CNI DEL must succeed one day."""

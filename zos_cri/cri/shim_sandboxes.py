@@ -40,6 +40,7 @@ REDIAL_PAUSE: Final = 0.5  # seconds between two attempts to reach a shim that r
 FAILED_PAUSE: Final = 10.0  # seconds until a shim is asked again that answered with an error
 # What a shim has to tell the ends of the containers whose sandbox has ended.
 EXITS_GRACE: Final = 5.0
+KILL_GRACE: Final = 5.0  # a killed shim is gone at once, unless it hangs in the kernel
 INFO_TIMEOUT: Final = 2.0  # of a status that somebody waits for
 _RUNS: Final = (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
 
@@ -203,10 +204,22 @@ class ShimSandboxes:
             return True
         return state.ready
 
-    async def ended(self, id_: str) -> None:
-        """A sandbox was found to have ended: its containers are seen to."""
-        shim, _ = self._shim(id_)
-        await self._end_containers(id_, shim)
+    async def ended(self, meta: SandboxMeta) -> None:
+        """Sees to the containers of a sandbox that ended while nobody watched, if it has."""
+        shim, _ = self._shim(meta.id)
+        if not await self.survives(meta):
+            await self._end_containers(meta.id, shim)
+
+    async def give_up(self, id_: str, error: Error) -> None:
+        """Containers of a sandbox that is to go can't be stopped: all of it is killed.
+
+        Its shim's manager cleans up after it, and tells of the containers' ends.
+        """
+        shim = self._shims.get(id_)
+        if shim is not None:
+            _log.warning("shim killed: its containers can't be stopped", error=one_line(error))
+            shim.kill()
+            await shim.gone(KILL_GRACE)  # else its end would be taken for one that was asked for
 
     # ---- what it says of itself
 

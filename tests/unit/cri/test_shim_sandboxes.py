@@ -9,6 +9,7 @@ from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri import shim_sandboxes as module
 from zos_cri.errors import FailedPrecondition, Internal, Unavailable, Unimplemented
 from zos_cri.module import recovery
+from zos_cri.shim.manager import DeadShim
 from zos_cri.store.lifecycle import ContainerState, SandboxState
 
 pytestmark = pytest.mark.root
@@ -136,6 +137,21 @@ async def test_a_stop_is_no_end_that_nobody_asked_for(bench):
     assert bench.by_shims._watches == {}
 
 
+async def test_a_pod_whose_containers_cant_be_stopped_is_killed(bench):
+    """A guest that is dead takes no signals."""
+    pod = await machine(bench)
+    await bench.run("a" * 64, ns=pod, name="a", group=pod)
+    shim = bench.shims.get(pod)
+    bench.tasks.fail("kill", Internal("no guest"), times=9)
+    bench.tasks.fail("state", Internal("no guest"), times=9)
+    await bench.sandboxes.stop(pod)
+    assert shim.killed
+    assert bench.pod(pod).state is S.NOT_READY
+    assert bench.pod(pod).network_released
+    await recovery.shim_lost(bench.containers, DeadShim(pod, MACHINE, 1, {}))
+    await until(lambda: bench.status("a" * 64).state is ContainerState.EXITED)
+
+
 # ---- restarts
 
 
@@ -159,6 +175,24 @@ async def test_one_that_has_ended_meanwhile_is_told_so(bench):
     await restart(bench)
     assert bench.pod(pod).state is S.NOT_READY
     await until(lambda: shim.killed)  # it says that the container runs
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_the_end_is_seen_to_where_a_server_died_in_the_midst_of_it(bench, ended):
+    pod = await machine(bench)
+    await bench.run("a" * 64, ns=pod, name="a", group=pod)
+    await bench.by_shims.aclose()
+    await bench.sandboxes.lost(pod)
+    shim = bench.shims.get(pod)
+    if ended:
+        api(bench, pod).ended.set()
+    await restart(bench)
+    assert bench.pod(pod).state is S.NOT_READY
+    if ended:
+        await until(lambda: shim.killed)
+    else:
+        await until(lambda: "status" in api(bench, pod).calls)
+        assert not shim.killed
 
 
 @pytest.mark.parametrize("silent", [True, False])
