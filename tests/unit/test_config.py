@@ -83,6 +83,12 @@ def test_what_is_said_counts():
         ("[handlers.runc]\nbase_spec = 'x.json'", "handlers.runc.base_spec", "absolute"),
         ("[handlers.runc]\nbase_spec = '/absent'", "handlers.runc.base_spec", "No such file"),
         ("[handlers.runc]\nconfig_path = 'x'", "handlers.runc.config_path", "absolute"),
+        ("[handlers.runc]\nsandboxer = 'vm'", "sandboxer", "vm"),
+        (
+            "[handlers.runc]\nsandboxer = 'shim'\nwarm_shims = 1",
+            "handlers.runc.warm_shims",
+            'none where sandboxer is "shim"',
+        ),
         (
             "[handlers.runc]\nconfig_path = '/x'\noptions = {root = '/x'}",
             "handlers.runc.options",
@@ -226,6 +232,7 @@ def test_shims_are_kept_warm_for_the_default_handler_unless_said_otherwise():
     )
     assert config.warm_shims(settings) == {"a": config.WARM_SHIMS, "b": 0, "c": 2}
     assert config.warm_shims(parse("[handlers.runc]\nwarm_shims = 0")) == {"runc": 0}
+    assert config.warm_shims(parse("[handlers.runc]\nsandboxer = 'shim'")) == {"runc": 0}
     with pytest.raises(InvalidArgument, match=r"handlers\[\.\.\.\]\.warm_shims"):
         parse("[handlers.runc]\nwarm_shims = 101")
 

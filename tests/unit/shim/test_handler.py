@@ -43,3 +43,11 @@ def test_a_configuration_file_for_other_shims() -> None:
     assert runtimeoptions_pb2.Options.FromString(options.value) == runtimeoptions_pb2.Options(
         type_url="kata", config_path="/etc/kata.toml"
     )
+
+
+def test_a_shim_that_makes_sandboxes_has_its_containers_elsewhere() -> None:
+    assert not Handler().makes_sandboxes
+    machine = Handler(sandboxer="shim")
+    assert machine.makes_sandboxes
+    assert Handler().on_host
+    assert not machine.on_host
