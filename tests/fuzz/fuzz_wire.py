@@ -20,7 +20,7 @@ from zos_cri.shim import bootstrap
 from zos_cri.stats import messages
 from zos_cri.stats.model import PodSample
 from zos_cri.stats.told import cgroup_stats
-from zos_cri.wire import remotecommand, spdyframes, ttrpc
+from zos_cri.wire import nrimux, remotecommand, spdyframes, ttrpc
 
 DEEP = b"[" * 100_000
 LIST = {"cniVersion": "1.0.0", "name": "n", "plugins": [{"type": "bridge", "ipam": {"type": "x"}}]}
@@ -66,6 +66,20 @@ def read_ttrpc(data: bytes) -> None:
             core.receive_data(stream[start : start + size])
         core.receive_eof()
         core.data_to_send()
+
+
+def read_nrimux(data: bytes) -> None:
+    """The same of a connection that holds several, with a ttrpc core on each of them."""
+    stream, size = pieces(data)
+    mux = nrimux.Mux()
+    client = ttrpc.Client()
+    client.request(b"x")
+    cores = {nrimux.PLUGIN_SERVICE: client, nrimux.RUNTIME_SERVICE: ttrpc.Server()}
+    for start in range(0, len(stream), size):
+        for event in mux.receive_data(stream[start : start + size]):
+            if isinstance(event, nrimux.Received):
+                cores[event.channel].receive_data(event.data)
+    mux.receive_eof()
 
 
 def read_spdy(data: bytes) -> None:
@@ -135,6 +149,10 @@ def _frames() -> bytes:
     return client.data_to_send()
 
 
+def _muxed() -> bytes:
+    return nrimux.frames(2, _frames()) + nrimux.frames(1, _frames()) + nrimux.frames(3, b"x")
+
+
 def _spdy_frames() -> bytes:
     encoder = spdyframes.Encoder()
     frames: tuple[spdyframes.Frame, ...] = (
@@ -147,6 +165,7 @@ def _spdy_frames() -> bytes:
 
 TARGETS = (
     Target("ttrpc", read_ttrpc, (b"\xff" + _frames(), b"\x03" + _frames())),
+    Target("nrimux", read_nrimux, (b"\xff" + _muxed(), b"\x03" + _muxed())),
     Target("spdy", read_spdy, (b"\xff" + _spdy_frames(), b"\x03" + _spdy_frames())),
     Target(
         "channels",
