@@ -152,15 +152,17 @@ async def start(
     stdin: int | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
+    pass_fds: Sequence[int] = (),
     new_session: bool = False,
 ) -> Process:
-    """Starts a child in a process group of its own, with descriptors 0, 1 and 2 and no other.
+    """Starts a child in a process group of its own, with descriptors 0, 1 and 2 and few others.
 
     Args:
         argv: the program (a path, or a name looked up in PATH) and its arguments.
         env: its whole environment; ours where None.
         stdin: descriptor to connect; `/dev/null` where None. Likewise stdout and stderr. They stay
             the caller's to close.
+        pass_fds: more descriptors that the child has, by the same numbers.
         new_session: also a session of its own, for daemons that outlive us.
 
     Raises:
@@ -175,6 +177,7 @@ async def start(
         stdout=subprocess.DEVNULL if stdout is None else stdout,
         stderr=subprocess.DEVNULL if stderr is None else stderr,
         close_fds=True,
+        pass_fds=tuple(pass_fds),
         start_new_session=new_session,
         process_group=None if new_session else 0,
     )

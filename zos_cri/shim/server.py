@@ -63,7 +63,7 @@ class Server:
             AlreadyExists: somebody listens there.
             OSError: the path can't be used.
         """
-        await _remove_stale(path)
+        await remove_stale(path)
         loop = asyncio.get_running_loop()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -212,8 +212,12 @@ class ServerConnection(asyncio.Protocol):
         self._transport.write(self._core.data_to_send())
 
 
-async def _remove_stale(path: str) -> None:
-    """Removes the socket of a server that is gone, and nothing else."""
+async def remove_stale(path: str) -> None:
+    """Removes the socket of a server that is gone, and nothing else.
+
+    Raises:
+        AlreadyExists: somebody listens there, or it is no socket.
+    """
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise errors.AlreadyExists(f"{path}: is there and isn't a socket")

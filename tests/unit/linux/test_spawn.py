@@ -271,6 +271,23 @@ def test_a_daemon_is_given_its_descriptors(loop_run, tmp_path):
     assert (tmp_path / "log").read_text() == "hi\n"
 
 
+def test_more_descriptors_have_the_same_numbers(loop_run):
+    read, write = os.pipe()
+
+    async def main():
+        line = [sys.executable, "-c", f"import os; os.write({write}, b'hi')"]
+        process = await spawn.start(line, pass_fds=(write,))
+        return await process.wait(10)
+
+    try:
+        assert loop_run(main) == 0
+        assert os.read(read, 10) == b"hi"
+        assert not os.get_inheritable(write)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
 def test_waiting_has_a_deadline_and_several_may_wait(loop_run):
     async def main():
         process = await spawn.start(["sleep", "60"])
