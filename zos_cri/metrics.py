@@ -130,6 +130,30 @@ class Metrics:
             "Records that could not be read at start and were set aside.",
             registry=self.registry,
         )
+        self.nri_plugins = Gauge(
+            "zos_cri_nri_active_plugins",
+            "NRI plugins that are connected and synchronized.",
+            registry=self.registry,
+        )
+        self.nri_invocations = Counter(
+            "zos_cri_nri_plugin_invocations",
+            "Requests sent to NRI plugins, by how they ended and the gRPC code of their error.",
+            ("plugin", "operation", "status", "error"),
+            registry=self.registry,
+        )
+        self.nri_latency = Histogram(
+            "zos_cri_nri_plugin_latency_seconds",
+            "Time that an NRI plugin took to answer a request.",
+            ("plugin", "operation"),
+            buckets=BUCKETS,
+            registry=self.registry,
+        )
+        self.nri_adjustments = Counter(
+            "zos_cri_nri_plugin_adjustments",
+            "What NRI plugins have changed: adjust, update or evict.",
+            ("plugin", "operation", "type"),
+            registry=self.registry,
+        )
         self.audit_findings = Gauge(
             "zos_cri_audit_findings",
             "What the last audit has found and not removed, by verdict.",

@@ -8,14 +8,19 @@ import tempfile
 from pathlib import Path
 
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 
 from tests.fuzz.harness import Target, pieces
 from zos_cri import config
 from zos_cri._pb import cgroups_v2_pb2
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri._pb import nri_pb2
 from zos_cri.cri.cdi import CdiSpecs
-from zos_cri.errors import Internal, InvalidArgument
+from zos_cri.errors import Error, Internal, InvalidArgument
 from zos_cri.network import conf, result
+from zos_cri.nri import adjust, merge
+from zos_cri.nri import messages as nri_messages
+from zos_cri.oci.container import HandlerSettings
 from zos_cri.shim import bootstrap
 from zos_cri.stats import messages
 from zos_cri.stats.model import PodSample
@@ -46,6 +51,13 @@ devices:
   containerEdits:
     env: [A=b]
 """
+NRI_SPEC = {"process": {"env": ["B=2"]}, "mounts": [], "linux": {"namespaces": [{"type": "pid"}]}}
+OCI_FIELDS = frozenset(
+    (
+        *("process.scheduler", "process.ioPriority", "linux.netDevices", "linux.memoryPolicy"),
+        *("linux.intelRdt", "linux.intelRdt.schemata", "linux.intelRdt.enableMonitoring"),
+    )
+)
 SETTINGS = b"""
 [server]
 socket = "/run/x.sock"
@@ -80,6 +92,47 @@ def read_nrimux(data: bytes) -> None:
             if isinstance(event, nrimux.Received):
                 cores[event.channel].receive_data(event.data)
     mux.receive_eof()
+
+
+def read_nri(data: bytes) -> None:
+    """What a plugin answers is done, or is an error that says what is wrong with it."""
+    request = nri_pb2.CreateContainerRequest(container=nri_pb2.Container(id="c"))
+    facts = adjust.Facts(handler=HandlerSettings(oci_fields=OCI_FIELDS))
+    with contextlib.suppress(DecodeError, Error):
+        answer = nri_pb2.CreateContainerResponse.FromString(data)
+        merged = merge.Creation(request)
+        merged.apply(answer, "10-fuzz")
+        nri_pb2.OwningPlugins.FromString(merged.owners.message().SerializeToString())
+        spec = adjust.adjusted(NRI_SPEC, merged.adjust, facts)
+        nri_messages.fill(nri_pb2.Container(), spec)
+
+
+def _nri_answer() -> bytes:
+    """A little of everything."""
+    given = nri_pb2.ContainerAdjustment(
+        annotations={"a": "b", "-c": ""},
+        mounts=[nri_pb2.Mount(destination="/m", source="/s", options=["rshared"])],
+        env=[nri_pb2.KeyValue(key="A", value="1"), nri_pb2.KeyValue(key="-B")],
+        args=["x"],
+        rlimits=[nri_pb2.POSIXRlimit(type="RLIMIT_CORE", soft=1, hard=2)],
+    )
+    given.hooks.poststop.add(path="/h").timeout.value = 3
+    linux = given.linux
+    linux.devices.add(path="/dev/x", type="c", major=1).file_mode.value = 0o600
+    linux.resources.memory.limit.value = 1 << 20
+    linux.resources.cpu.shares.value = 100
+    linux.resources.pids.limit = 7
+    linux.oom_score_adj.value = 5
+    linux.scheduler.policy = nri_pb2.SCHED_RR
+    linux.rdt.clos_id.value = "c"
+    linux.namespaces.add(type="-pid")
+    linux.sysctl["net.x"] = "1"
+    linux.net_devices["eth1"].name = "x"
+    linux.memory_policy.mode = nri_pb2.MPOL_BIND
+    linux.seccomp_policy.syscalls.add(names=["read"], action="SCMP_ACT_ALLOW").args.add(index=1)
+    answer = nri_pb2.CreateContainerResponse(adjust=given)
+    answer.update.add(container_id="d").linux.resources.CopyFrom(linux.resources)
+    return answer.SerializeToString()
 
 
 def read_spdy(data: bytes) -> None:
@@ -166,6 +219,7 @@ def _spdy_frames() -> bytes:
 TARGETS = (
     Target("ttrpc", read_ttrpc, (b"\xff" + _frames(), b"\x03" + _frames())),
     Target("nrimux", read_nrimux, (b"\xff" + _muxed(), b"\x03" + _muxed())),
+    Target("nri", read_nri, (_nri_answer(),)),
     Target("spdy", read_spdy, (b"\xff" + _spdy_frames(), b"\x03" + _spdy_frames())),
     Target(
         "channels",

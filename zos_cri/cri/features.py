@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from zos_cri.shim.launch import Features
 
 
+_SCHEDULING: Final = (1, 1)  # OCI runtime specifications have scheduler and ioPriority since then
 _MAPPED_LAYERS: Final = (5, 19)  # the first Linux with overlays of id-mapped layers
 
 
@@ -68,6 +69,7 @@ def handler_settings(
             tolerate_missing_hugetlb=handler.tolerate_missing_hugetlb,
             blockio_classes=classes,
             rdt_classes=config.rdt_classes,
+            oci_fields=_fields(features[name]),
         )
         for name, handler in config.handlers.items()
     }
@@ -92,6 +94,23 @@ def _id_mapped(features: Features | None) -> bool:
 def _seccomp(features: Features | None) -> bool:
     """False only where the runtime says so (OCI features: linux.seccomp.enabled)."""
     return _said(features, "linux", "seccomp", "enabled") is not False
+
+
+def _fields(features: Features | None) -> frozenset[str]:
+    """The OCI fields that NRI's plugins may set and that older runtimes pass over."""
+    latest = re.match(r"(\d+)\.(\d+)", str(_said(features, "ociVersionMax")))
+    known = {
+        "linux.netDevices": _said(features, "linux", "netDevices", "enabled") is True,
+        "linux.memoryPolicy": bool(_said(features, "linux", "memoryPolicy", "modes")),
+        "linux.intelRdt": _said(features, "linux", "intelRdt", "enabled") is True,
+        "linux.intelRdt.schemata": _said(features, "linux", "intelRdt", "schemata") is True,
+        "linux.intelRdt.enableMonitoring": (
+            _said(features, "linux", "intelRdt", "monitoring") is True
+        ),
+    }
+    if latest is not None and (int(latest[1]), int(latest[2])) >= _SCHEDULING:
+        known |= {"process.scheduler": True, "process.ioPriority": True}
+    return frozenset(name for name, yes in known.items() if yes)
 
 
 def _said(features: Features | None, *keys: str) -> object:

@@ -67,6 +67,8 @@ class HandlerSettings(msgspec.Struct, frozen=True, kw_only=True):
     blockio_classes: Mapping[str, Mapping[str, Any]] = {}
     """Name → OCI's linux.resources.blockIO."""
     rdt_classes: tuple[str, ...] = ()
+    oci_fields: frozenset[str] = frozenset()
+    """Younger fields of OCI's that the runtime says it knows: others would pass over them."""
 
 
 class ContainerInputs(msgspec.Struct, frozen=True, kw_only=True):

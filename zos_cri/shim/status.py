@@ -15,7 +15,7 @@ _UNKNOWN: Final = 2
 
 
 class ShimFailed(errors.Error):
-    """A shim failed and gave no code, as it does for whatever the OCI runtime says."""
+    """A peer failed and gave no code, as shims do for whatever the OCI runtime says."""
 
 
 # google.rpc.Code: numbers fixed by gRPC. Codes that our tree has no word for stand by what a

@@ -53,6 +53,39 @@ def test_specs_depend_on_the_same():
     assert settings.seccomp
 
 
+def fields(**oci):
+    config = Config()
+    name = next(iter(config.handlers))
+    return handler_settings(config, {name: Features(oci=oci)})[name].oci_fields
+
+
+def test_younger_fields_that_a_runtime_knows():
+    linux = {
+        "netDevices": {"enabled": True},
+        "memoryPolicy": {"modes": ["MPOL_BIND"]},
+        "intelRdt": {"enabled": True, "schemata": True, "monitoring": True},
+    }
+    assert fields(ociVersionMax="1.3.0", linux=linux) == {
+        *("process.scheduler", "process.ioPriority", "linux.netDevices", "linux.memoryPolicy"),
+        *("linux.intelRdt", "linux.intelRdt.schemata", "linux.intelRdt.enableMonitoring"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [("1.1.0", True), ("1.2.0-rc.1", True), ("1.0.2-dev", False), ("x", False)],
+)
+def test_scheduling_is_known_since_a_version(version, known):
+    assert ("process.scheduler" in fields(ociVersionMax=version)) is known
+
+
+@pytest.mark.parametrize(
+    "linux", [{}, {"netDevices": {"enabled": "yes"}, "memoryPolicy": [], "intelRdt": {}}]
+)
+def test_fields_that_a_runtime_does_not_speak_of_are_not_known(linux):
+    assert fields(linux=linux) == frozenset()
+
+
 def test_a_runtime_without_seccomp_says_so() -> None:
     config = Config()
     name = next(iter(config.handlers))

@@ -1,0 +1,1 @@
+"""Node Resource Interface: plugins that watch pods and containers and change them."""
