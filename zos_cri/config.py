@@ -75,6 +75,18 @@ class CdiConfig(_Section, frozen=True):
     dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")  # a later one's device is taken first
 
 
+class NriConfig(_Section, frozen=True):
+    """Plugins that watch and change pods and containers (Node Resource Interface)."""
+
+    enabled: bool = True
+    socket: str = "/var/run/nri/nri.sock"  # where plugins look for it by themselves
+    disable_connections: bool = False  # no socket: installed plugins only
+    plugin_dir: str = "/opt/nri/plugins"  # started with the server: files named NN-name
+    plugin_config_dir: str = "/etc/nri/conf.d"  # NN-name.conf or name.conf
+    registration_timeout: Seconds = 5.0
+    request_timeout: Seconds = 2.0  # a plugin that takes longer for an answer is closed
+
+
 class ImageConfig(_Section, frozen=True):
     """Where images come from."""
 
@@ -141,6 +153,7 @@ class Config(_Section, frozen=True):
     log: LogConfig = LogConfig()
     cni: CniConfig = CniConfig()
     cdi: CdiConfig = CdiConfig()
+    nri: NriConfig = NriConfig()
     images: ImageConfig = ImageConfig()
     container_log: ContainerLogConfig = ContainerLogConfig()
     streaming: StreamingConfig = StreamingConfig()
@@ -229,6 +242,9 @@ def _check(config: Config, name: str) -> None:
         ("server.logs", config.server.logs),
         ("server.socket", str(config.socket)),
         ("cni.conf_dir", config.cni.conf_dir),
+        ("nri.socket", config.nri.socket),
+        ("nri.plugin_dir", config.nri.plugin_dir),
+        ("nri.plugin_config_dir", config.nri.plugin_config_dir),
         ("images.registries_d", config.images.registries_d),
         ("images.signature_policy", config.images.signature_policy or "/"),
         *(("cni.bin_dirs", directory) for directory in config.cni.bin_dirs),
@@ -236,10 +252,11 @@ def _check(config: Config, name: str) -> None:
     ):
         if not value.startswith("/"):
             raise InvalidArgument(f'{name}: {key}: "{value}" is not an absolute path')
-    if len(os.fsencode(config.socket)) > SOCKET_PATH_LIMIT:
-        raise InvalidArgument(
-            f"{name}: server.socket: {config.socket} is longer than {SOCKET_PATH_LIMIT} bytes"
-        )
+    for key, value in (("server.socket", str(config.socket)), ("nri.socket", config.nri.socket)):
+        if len(os.fsencode(value)) > SOCKET_PATH_LIMIT:
+            raise InvalidArgument(
+                f"{name}: {key}: {value} is longer than {SOCKET_PATH_LIMIT} bytes"
+            )
     if config.server.metrics and not _is_address(config.server.metrics):
         raise InvalidArgument(f'{name}: server.metrics: "{config.server.metrics}" is not HOST:PORT')
     if config.log.level not in LEVELS:

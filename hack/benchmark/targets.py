@@ -206,6 +206,10 @@ conf_dir = "{conf_dir}"
 bin_dirs = {json.dumps(PLUGINS)}
 [images]
 certs_dirs = ["{setting.certs_d}"]
+[nri]
+socket = "{spot.run / "nri.sock"}"
+plugin_dir = "{spot.state / "nri"}"
+plugin_config_dir = "{spot.state / "nri.d"}"
 [handlers.runc]
 shim = "{setting.shim}"
 runtime = "{runtime}"

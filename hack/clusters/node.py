@@ -114,6 +114,8 @@ state = "{state}/zos-cri"
 [cni]
 conf_dir = "{conf}"
 conf_template = "{template}"
+[nri]
+socket = "{run_}/nri.sock"
 [handlers.runc]
 {handler}
 [handlers.small]

@@ -39,11 +39,17 @@ class FakeOwner:
     async def starting(self, record: ContainerRecord) -> None:
         self._note("starting", record.meta.id)
 
+    async def task_created(self, record: ContainerRecord, pid: int) -> None:
+        self._note("task_created", record.meta.id)
+
     async def start_undone(self, record: ContainerRecord) -> None:
         self._note("start_undone", record.meta.id)
 
     async def exited(self, record: ContainerRecord) -> None:
         self._note("exited", record.meta.id)
+
+    async def removing(self, record: ContainerRecord) -> None:
+        self._note("removing", record.meta.id)
 
     async def removed(self, meta: ContainerMeta) -> None:
         self._note("removed", meta.id)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.fakes.containers import HANDLER, Bench, new
 from tests.fakes.network import FakeNetwork
+from tests.fakes.nri import NoPlugins
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.shim_sandboxes import ShimSandboxes
@@ -45,6 +46,7 @@ class PodBench(Bench):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self.network = FakeNetwork()
+        self.nri = NoPlugins()
         self.init = FakeInit(self)
         self.warm = WarmShims(self.shims, {}, {})  # type: ignore[arg-type]
         self.sandboxes = self.serve_pods()
@@ -68,6 +70,7 @@ class PodBench(Bench):
             by_shims=self.by_shims,
             directory=self.directory / "sandboxes",
             metrics=self.metrics,
+            nri=self.nri,
         )
 
     def pod(self, id_: str) -> SandboxStatus:

@@ -12,9 +12,8 @@ from google.protobuf.message import DecodeError
 
 from tests.fuzz.harness import Target, pieces
 from zos_cri import config
-from zos_cri._pb import cgroups_v2_pb2
+from zos_cri._pb import cgroups_v2_pb2, nri_pb2
 from zos_cri._pb import cri_pb2 as pb
-from zos_cri._pb import nri_pb2
 from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.errors import Error, Internal, InvalidArgument
 from zos_cri.network import conf, result

@@ -83,6 +83,7 @@ class Server:
         *,
         cni: bool = False,
         cni_settings: str = "",
+        nri_settings: str = "",
         extra: str = "",
         before: tuple[str, ...] = (),
         warm: int = 0,
@@ -91,6 +92,7 @@ class Server:
         Args:
             cni: pods are on a bridge.
             cni_settings: more of the configuration's section `cni`.
+            nri_settings: more of the configuration's section `nri`.
             extra: more of the configuration.
             before: a command that runs the server's, and becomes it.
             warm: shims to keep warm.
@@ -125,6 +127,11 @@ level = "debug"
 [cni]
 conf_dir = "{self.conf_dir}"
 {cni_settings}
+[nri]
+socket = "{self.run}/nri.sock"
+plugin_dir = "{self.state}/nri/plugins"
+plugin_config_dir = "{self.state}/nri/conf.d"
+{nri_settings}
 [handlers.runc]
 shim = "{runtime.shim}"
 runtime = "{runtime.runtime}"

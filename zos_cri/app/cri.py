@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from zos_cri.app.nri import build_nri
 from zos_cri.checkpoint.criu import Criu
 from zos_cri.config import handlers
 from zos_cri.cri.cdi import CdiSpecs
@@ -13,6 +14,7 @@ from zos_cri.cri.creation import Creation
 from zos_cri.cri.events import Events
 from zos_cri.cri.features import handler_features, handler_settings
 from zos_cri.cri.init import PodInits
+from zos_cri.cri.limits import Limits
 from zos_cri.cri.output import Output
 from zos_cri.cri.restores import Restores
 from zos_cri.cri.sandboxes import Sandboxes
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from zos_cri.app.core import Core
     from zos_cri.config import StreamingConfig
+    from zos_cri.cri.nri import Nri
     from zos_cri.oci.container import HandlerSettings
 
 _log = get_log(__name__)
@@ -65,8 +68,17 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
     )
     views = Views()
     output = _output(core, undo)
+    cdi = CdiSpecs(config.cdi.dirs)
+    limits = Limits(
+        containers=core.containers,
+        views=views,
+        cgroups=core.cgroups,
+        handlers=settings,
+        host=core.host,
+    )
+    nri = build_nri(core, views, limits, cdi, settings)
     mapped = {name for name, feature in told.items() if feature.user_namespaces}
-    sandboxes = _sandboxes(core, network, settings, mapped)
+    sandboxes = _sandboxes(core, network, settings, mapped, nri)
     undo.push_async_callback(sandboxes.by_shims.aclose)
     undo.push_async_callback(sandboxes.settle)
     criu = Criu()
@@ -82,8 +94,9 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         handlers=settings,
         host=core.host,
         metrics=core.metrics,
-        cdi=CdiSpecs(config.cdi.dirs),
+        cdi=cdi,
         restores=restores,
+        nri=nri,
     )
     undo.push_async_callback(creation.settle)
     core.containers.table.watch(views.follow)
@@ -121,6 +134,8 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
             criu=criu,
             directory=checkpoints,
         ),
+        limits=limits,
+        nri=nri,
         events=Events(
             containers=core.containers,
             pods=core.database.sandboxes,
@@ -155,6 +170,7 @@ def _sandboxes(
     network: Network,
     settings: Mapping[str, HandlerSettings],
     user_namespaces: Set[str],
+    nri: Nri,
 ) -> Sandboxes:
     config = core.config
     return Sandboxes(
@@ -175,6 +191,7 @@ def _sandboxes(
         by_shims=ShimSandboxes(containers=core.containers, shims=core.shims),
         directory=config.run_dir / "sandboxes",
         metrics=core.metrics,
+        nri=nri,
         user_namespaces=user_namespaces,
     )
 

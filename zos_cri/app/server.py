@@ -24,6 +24,7 @@ from zos_cri.app.core import build_core, build_module
 from zos_cri.app.cri import build_services
 from zos_cri.app.handover import begin_anew
 from zos_cri.app.listen import listen, name_as_containerd, watch
+from zos_cri.app.nri import bring_plugins
 from zos_cri.app.reload import Reload
 from zos_cri.app.systemd import keep_alive, watchdog_timeout
 from zos_cri.audit.present import Look
@@ -153,6 +154,8 @@ class App:
         await reconciler.sweep()
         known = {record.meta.id for record in core.containers}
         await blocking.call(checkpoints.sweep, self._config.state_dir / "checkpoints", known)
+        # The installed ones are there before anything changes, and are told of what there is.
+        await bring_plugins(self._config, services.nri, undo)
         core.containers.recovered.set()
         for work in (
             reconcile.retry_releases(services.sandboxes),

@@ -13,12 +13,14 @@ import msgspec
 
 from zos_cri.cri import facts, userns
 from zos_cri.cri.creation_parts import (
+    cgroup_of,
     image_volumes,
     log_file,
     pid_namespace,
     private_pid,
     volume_mounts,
 )
+from zos_cri.cri.nri import New
 from zos_cri.cri.restores import check_spec
 from zos_cri.cri.views import OWNER, CriContainer, listed
 from zos_cri.errors import (
@@ -32,7 +34,7 @@ from zos_cri.images.store import is_flist
 from zos_cri.linux import apparmor, blocking, selinux
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
-from zos_cri.oci import fields, mounts, namespaces, resources, security, signals, users
+from zos_cri.oci import fields, mounts, namespaces, security, signals, users
 from zos_cri.oci.container import ContainerInputs, container_spec
 from zos_cri.shim.handler import SHIM
 from zos_cri.store.joins import Joins
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
+    from zos_cri.cri.nri import Nri
     from zos_cri.cri.output import Output
     from zos_cri.cri.restores import Checkpoint, Restores
     from zos_cri.cri.sandboxes import Sandboxes
@@ -83,6 +86,7 @@ class Creation:
         metrics: Metrics,
         cdi: CdiSpecs,
         restores: Restores,
+        nri: Nri,
     ) -> None:
         self._containers = containers
         self._sandboxes = sandboxes
@@ -94,6 +98,7 @@ class Creation:
         self._metrics = metrics
         self._cdi = cdi
         self._restores = restores
+        self._nri = nri
         self._joins: Joins[str] = Joins()
         containers.own(OWNER, self)
 
@@ -211,6 +216,8 @@ class Creation:
             )
             if checkpoint is not None and checkpoint.described:
                 check_spec(checkpoint, image, spec)
+            undo.push_async_callback(self._nri.undo_create, id_)
+            spec, limits = await self._nri.create(New(id_, sandbox, config, image.id, spec))
             await self._relabel(spec, config, looks)
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
             extra = CriContainer(
@@ -229,7 +236,7 @@ class Creation:
                     group=sandbox.id,
                     handler=sandbox.handler,
                     spec=spec,
-                    cgroup=self._cgroup(sandbox, id_, systemd=handler.systemd_cgroup),
+                    cgroup=cgroup_of(spec, sandbox, systemd=handler.systemd_cgroup),
                     rootfs=rootfs,
                     stdio=self._output.stdio(id_, stdin=config.stdin, terminal=config.tty),
                     stop_signal=stop_signal,
@@ -239,6 +246,7 @@ class Creation:
                     owner=OWNER,
                     extra=msgspec.msgpack.encode(extra),
                     checkpoint=checkpoint.criu_images if checkpoint is not None else "",
+                    resources=limits,
                 )
             )
             undo.push_async_callback(self._containers.remove, id_)
@@ -431,15 +439,6 @@ class Creation:
             raise fields.bad(field, f"{fields.quote(id_)} is a container of another pod")
         return pid_namespace(record)
 
-    def _cgroup(self, sandbox: SandboxMeta, id_: str, *, systemd: bool) -> str:
-        """Where the container's cgroup is once the runtime has made it."""
-        path = resources.cgroups_path("linux.cgroup_parent", sandbox.cgroup, id_, systemd=systemd)
-        if not systemd:
-            return path
-        slice_, prefix, name = path.split(":")
-        parent = sandbox.cgroup or f"/{slice_}"
-        return f"{parent}/{prefix}-{name}.scope"
-
     # ---- Owner: called by Containers
 
     shim_writes_log: Final = False
@@ -455,6 +454,10 @@ class Creation:
             log_root=self._views.config(sandbox).log_directory if extra.log_path else "",
         )
 
+    async def task_created(self, record: ContainerRecord, pid: int) -> None:
+        """NRI's plugins see it before its first instruction, and may refuse it."""
+        await self._nri.start(record, pid)
+
     async def start_undone(self, record: ContainerRecord) -> None:
         """The root filesystem was mounted once: it is made fit to be mounted again."""
         extra, _ = self._views.parts(record)
@@ -466,6 +469,9 @@ class Creation:
     async def exited(self, record: ContainerRecord) -> None:
         """Waits, within bounds, until the log has the container's last line."""
         await self._output.finish(record.meta.id)
+
+    async def removing(self, record: ContainerRecord) -> None:
+        await self._nri.remove(record)
 
     async def removed(self, meta: ContainerMeta) -> None:
         if meta.checkpoint:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.images.model import Image
     from zos_cri.module.types import ContainerRecord
+    from zos_cri.store.model import SandboxMeta
 
 
 def log_file(directory: str, path: str) -> str:
@@ -63,6 +64,26 @@ def volume_mounts(volumes: Mapping[str, str]) -> tuple[mounts.BindMount, ...]:
 def private_pid(spec: Mapping[str, Any]) -> bool:
     """Whether the container's init is the first of its pid namespace: with it all others end."""
     return any(ns["type"] == "pid" and not ns.get("path") for ns in spec["linux"]["namespaces"])
+
+
+def cgroup_of(spec: Mapping[str, Any], sandbox: SandboxMeta, *, systemd: bool) -> str:
+    """Where the container's cgroup is once the runtime has made it: a logical path."""
+    path: str = spec["linux"]["cgroupsPath"]
+    if not systemd:
+        return path
+    slice_, prefix, name = path.split(":")
+    parent = sandbox.cgroup or f"/{slice_}"
+    if posixpath.basename(parent) != slice_:  # an NRI plugin has chosen another one
+        parent = slice_path(slice_)
+    return f"{parent}/{prefix}-{name}.scope"
+
+
+def slice_path(name: str) -> str:
+    """Where systemd has a slice: `a-b.slice` is within `a.slice` (systemd.slice(5))."""
+    stem = name.removesuffix(".slice")
+    parts = stem.split("-") if stem != "-" else []
+    names = ["-".join(parts[: count + 1]) for count in range(len(parts))]
+    return "".join(f"/{each}.slice" for each in names)
 
 
 def pid_namespace(record: ContainerRecord) -> str:

@@ -59,6 +59,11 @@ def mount_facts(field: str, mount: pb.Mount) -> MountFacts:
     return MountFacts(source=source, propagation=_propagation(info), mount_point=info.target)
 
 
+def propagation_of(path: str) -> Propagation:
+    """How the mount that a path is on propagates."""
+    return _propagation(mount_of(os.path.realpath(path)))
+
+
 def _make_directories(path: str) -> None:
     """As os.makedirs, which recurses: a path has up to 2047 names."""
     missing = []

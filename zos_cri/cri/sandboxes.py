@@ -64,6 +64,14 @@ class PodInit(Protocol):
     async def start(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None: ...
 
 
+class PodPlugins(Protocol):
+    """Who is told of pods: see `cri.nri.Nri`."""
+
+    async def run_pod(self, meta: SandboxMeta, ips: Sequence[str]) -> None: ...
+    async def stop_pod(self, meta: SandboxMeta) -> None: ...
+    async def remove_pod(self, meta: SandboxMeta) -> None: ...
+
+
 class Sandboxes:
     """The pod sandboxes of this host."""
 
@@ -81,6 +89,7 @@ class Sandboxes:
         by_shims: ShimSandboxes,
         directory: Path,
         metrics: Metrics,
+        nri: PodPlugins,
         user_namespaces: Container[str] = (),
     ) -> None:
         """
@@ -101,6 +110,7 @@ class Sandboxes:
         self.by_shims = by_shims
         self._directory = directory
         self._metrics = metrics
+        self._nri = nri
         self._user_namespaces = user_namespaces
         self._running: Joins[str] = Joins()
         self._ending: Joins[None] = Joins()
@@ -221,6 +231,7 @@ class Sandboxes:
                     pid = await self.by_shims.start(meta, config)
             elif meta.shared_pid:
                 await self._timed("init", self._init.start(meta, config))
+            await self._nri.run_pod(meta, ips)
             if self._shims.get(meta.id) is None:
                 raise Unavailable(f"pod sandbox {meta.id}: its shim died while it was made")
             await self._change(meta.id, SandboxEvent.CREATED, ips=ips, pid=pid)
@@ -260,6 +271,7 @@ class Sandboxes:
         try:
             await self._change(meta.id, SandboxEvent.CREATE_FAILED)
             await self._release(meta)
+            await self._nri.remove_pod(meta)
             await self.table.delete(meta.id)
         except (Error, OSError) as error:
             _log.error("pod sandbox not undone", pod=meta.id, error=one_line(error))
@@ -321,6 +333,7 @@ class Sandboxes:
         await _all(*(self._containers.remove(id_) for id_ in ids))
         await self._change(meta.id, SandboxEvent.REMOVE)
         await self._release(meta)
+        await self._nri.remove_pod(meta)
         await self.table.delete(meta.id)
         _log.info("pod sandbox removed", name=meta.name)
 
@@ -345,10 +358,12 @@ class Sandboxes:
                 await self._stop_containers(meta)
             except Error as error:
                 await self.by_shims.give_up(meta.id, error)
+            await self._nri.stop_pod(meta)
             await self._release_shim(meta)  # it uses its network for as long as it runs
             await self._release_network(meta)
         else:
             await self._stop_containers(meta)
+            await self._nri.stop_pod(meta)
             await _all(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
             async with step("sandbox.remove"):

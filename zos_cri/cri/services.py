@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from zos_cri.cri.checkpoints import Checkpoints
     from zos_cri.cri.creation import Creation
     from zos_cri.cri.events import Events
+    from zos_cri.cri.limits import Limits
+    from zos_cri.cri.nri import Nri
     from zos_cri.cri.output import Output
     from zos_cri.cri.sandboxes import Sandboxes
     from zos_cri.cri.stats_targets import Statistics
@@ -54,3 +56,5 @@ class Services:
     stats: Statistics
     events: Events
     checkpoints: Checkpoints
+    limits: Limits
+    nri: Nri

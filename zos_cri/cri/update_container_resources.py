@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from zos_cri._pb import cri_pb2 as pb
-from zos_cri.linux import blocking
-from zos_cri.linux.oomscore import set_oom_score_adj
-from zos_cri.oci import resources
 
 if TYPE_CHECKING:
     from zos_cri.cri.services import Services
-
-RESCORE_TIMEOUT: Final = 10.0  # seconds; one that is written to takes microseconds
 
 
 async def update_container_resources(
@@ -25,28 +19,17 @@ async def update_container_resources(
     be asked for, and a limit is taken away by -1. `unified` replaces key by key, huge pages size by
     size. A memory limit without a swap limit is both, as at the creation. The runtime gets all
     limits together; where it refuses, none is changed. Processes that run, and later execs, get a
-    new `oom_score_adj`; a created container starts with what it was updated to.
+    new `oom_score_adj`; a created container starts with what it was updated to. What NRI plugins
+    want otherwise comes on top.
 
     Raises:
         NotFound: no such container.
         FailedPrecondition: it has ended.
         InvalidArgument: a value is out of range.
-        Error: the runtime refused; nothing is changed then.
+        Error: the runtime or a plugin refused; nothing is changed then.
     """
     record = services.creation.container(request.container_id)
-
-    async def rescore(spec: dict[str, Any]) -> None:
-        """No runtime's update does it: the processes that run are given it one by one."""
-        pids = partial(services.cgroups.pids, record.meta.cgroup)
-        value = spec["process"]["oomScoreAdj"]
-        await blocking.call(set_oom_score_adj, pids, value, timeout=RESCORE_TIMEOUT)
-
-    await services.containers.update(
-        record.meta.id,
-        lambda spec: resources.merge_update(spec, request.linux, services.host),
-        lambda: resources.merge_reported(
-            services.views.resources(services.creation.container(record.meta.id)), request.linux
-        ).SerializeToString(),
-        rescore if request.linux.oom_score_adj else None,
-    )
+    more = await services.nri.update(record, request.linux)
+    await services.limits.update(record, request.linux, more)
+    await services.nri.updated(record)
     return pb.UpdateContainerResourcesResponse()

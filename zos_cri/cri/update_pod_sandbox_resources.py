@@ -24,8 +24,9 @@ async def update_pod_sandbox_resources(
     Raises:
         NotFound: there is no such pod.
         InvalidArgument: a value is out of range.
+        Error: an NRI plugin refused.
     """
-    pod = services.sandboxes.find(request.pod_sandbox_id).meta.id
+    pod = services.sandboxes.find(request.pod_sandbox_id).meta
     given = {
         field: getattr(request, field)
         for field in ("overhead", "resources")
@@ -38,5 +39,7 @@ async def update_pod_sandbox_resources(
         encoded = {field: resources.SerializeToString() for field, resources in given.items()}
         return msgspec.structs.replace(status, **encoded)
 
-    await services.sandboxes.table.update(pod, change)
+    await services.nri.update_pod(pod, given)
+    await services.sandboxes.table.update(pod.id, change)
+    await services.nri.pod_updated(pod)
     return pb.UpdatePodSandboxResourcesResponse()

@@ -16,13 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from zos_cri.errors import (
-    Error,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    one_line,
-)
+from zos_cri.errors import Error, FailedPrecondition, InvalidArgument, NotFound, one_line
 from zos_cri.failpoints import step
 from zos_cri.linux import blocking
 from zos_cri.linux.processes import signal_in_cgroup
@@ -155,7 +149,7 @@ class Containers:
         return self.table.find(meta.id)
 
     async def _create(self, meta: ContainerMeta, new: NewContainer) -> None:
-        await self.table.insert(meta, ContainerStatus())
+        await self.table.insert(meta, ContainerStatus(resources=new.resources))
         try:
             with self._metrics.stage("create_container", "bundle"):
                 async with step("bundle.write"):
@@ -189,13 +183,14 @@ class Containers:
             try:
                 if owner is not None:
                     await owner.starting(record)
-                await self._start_task(record.meta)
+                await self._start_task(record, owner)
             except Exception as error:
                 await self.start_failed(record.meta, error)
                 raise
         self._publish(ContainerEventKind.STARTED, self.table.find(id_))
 
-    async def _start_task(self, meta: ContainerMeta) -> None:
+    async def _start_task(self, record: ContainerRecord, owner: Owner | None) -> None:
+        meta = record.meta
         handler = self._handlers.get(meta.handler)
         if handler is None:
             raise FailedPrecondition(
@@ -217,6 +212,8 @@ class Containers:
                 checkpoint=meta.checkpoint,
                 timeout=CREATE_TIMEOUT,
             )
+        if owner is not None:
+            await owner.task_created(record, pid)
         await self.exits.starting(meta)
         # Wait is asked before the start, so that no exit can fall between the two.
         self.exits.watch(meta.id, shim)
@@ -412,6 +409,9 @@ class Containers:
         if self.table.get(meta.id) is None:
             return
         await self.stop(meta.id, timeout=0)
+        record, owner = self.table.get(meta.id), self.owner(meta.owner)
+        if record is not None and owner is not None:
+            await owner.removing(record)
         async with self._lock(meta.id):
             record = self.table.get(meta.id)
             if record is None:

@@ -264,6 +264,9 @@ class ContainerModule:
     async def starting(self, record: ContainerRecord) -> None:
         """Nothing to prepare: the shim writes the log by itself."""
 
+    async def task_created(self, record: ContainerRecord, pid: int) -> None:
+        """Nobody has a word in it."""
+
     async def start_undone(self, record: ContainerRecord) -> None:
         """`recover` removes it: nobody was told its id."""
 
@@ -271,6 +274,9 @@ class ContainerModule:
 
     async def exited(self, record: ContainerRecord) -> None:
         """Nothing to take in."""
+
+    async def removing(self, record: ContainerRecord) -> None:
+        """Nobody is told."""
 
     async def removed(self, meta: ContainerMeta) -> None:
         await self._rootfs.release(meta.id)

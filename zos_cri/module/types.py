@@ -27,6 +27,7 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
         owner: the layer above that `Containers.own` knows, "" for none.
         extra: that layer's own metadata.
         checkpoint: the directory of CRIU's images that it is started from, "" for a new process.
+        resources: its limits in the layer above's own encoding, where they aren't in `extra`.
     """
 
     id: str
@@ -47,6 +48,7 @@ class NewContainer(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     extra: bytes = b""
     checkpoint: str = ""
+    resources: bytes = b""
     created_at: int = 0  # ns since the epoch; 0 = now
 
     def meta(self, bundle: str) -> ContainerMeta:
@@ -92,6 +94,13 @@ class Owner(Protocol):
             Error: it can't be; the start fails with this.
         """
 
+    async def task_created(self, record: ContainerRecord, pid: int) -> None:
+        """Its task is there and stopped before its first instruction.
+
+        Raises:
+            Error: it is not to be started; the start fails with this.
+        """
+
     async def start_undone(self, record: ContainerRecord) -> None:
         """A start that a killed server left half done was taken back: it may be started again."""
 
@@ -100,6 +109,9 @@ class Owner(Protocol):
 
         Bounded by the owner; must not raise.
         """
+
+    async def removing(self, record: ContainerRecord) -> None:
+        """It has ended, or never ran, and is about to be removed. Bounded; must not raise."""
 
     async def removed(self, meta: ContainerMeta) -> None:
         """It is gone: release what was lent to it. Raises where that must be tried again."""

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.fakes.images import BUSYBOX, FakeImages, FakeOutput
+from tests.fakes.nri import nri_over
 from tests.fakes.pods import pod_config
 from tests.fakes.shim import until
 from zos_cri._pb import cri_pb2 as pb
@@ -49,6 +50,7 @@ class Maker:
             metrics=bench.metrics,
             cdi=CdiSpecs(()),
             restores=Restores(images=self.images, criu=Criu(), directory=bench.directory / "cp"),
+            nri=nri_over(bench, self.views),
         )
         self.pod = ""
 

@@ -179,6 +179,24 @@ async def test_stop_ends_all_containers_gives_the_address_back_and_keeps_the_rec
     assert bench.leftovers() == []
 
 
+async def test_plugins_are_told_of_it_in_order(bench):
+    id_ = await bench.sandboxes.run(pod_config(), "")
+    assert bench.nri.calls == [("run", id_)]
+    await bench.sandboxes.stop(id_)
+    await bench.sandboxes.remove(id_)
+    # Whoever is told twice tells it once: `cri.nri.Nri`.
+    told = list(dict.fromkeys(name for name, _ in bench.nri.calls))
+    assert told == ["run", "stop", "remove"]
+
+
+async def test_a_plugin_that_refuses_undoes_all(bench):
+    bench.nri.failure = Unavailable("refused")
+    with pytest.raises(Unavailable, match="refused"):
+        await bench.sandboxes.run(pod_config(), "")
+    assert [name for name, _ in bench.nri.calls] == ["run", "stop", "remove"]
+    assert bench.leftovers() == []
+
+
 async def test_stop_and_remove_of_what_is_not_there(bench):
     await bench.sandboxes.stop("f" * 64)
     await bench.sandboxes.remove("f" * 64)

@@ -81,7 +81,7 @@ async def test_start_joins_the_groups_shim_and_asks_wait_before_the_start(bench)
     assert bench.shims.calls == [("start", "pod")]
     calls = [call[0] for call in bench.tasks.calls]
     assert calls.index("create") < calls.index("start")
-    assert bench.owner.calls == [("starting", ID)]
+    assert bench.owner.calls == [("starting", ID), ("task_created", ID)]
     assert bench.told() == ["created", "started"]
     assert bench.metric(
         "zos_cri_lifecycle_stage_duration_seconds_count", operation="start_container", stage="start"
@@ -398,6 +398,28 @@ async def test_remove_in_every_state_without_a_process(bench, state):
     containers = await in_state(bench, state)
     await containers.remove(ID)
     assert len(containers.table) == 0
+
+
+async def test_the_owner_is_told_before_it_is_removed(bench):
+    await bench.run()
+    bench.tasks.end(ID)
+    await bench.containers.remove(ID)
+    assert bench.owner.calls[-2:] == [("removing", ID), ("removed", ID)]
+
+
+async def test_the_owner_may_refuse_a_task_before_it_starts(bench):
+    bench.owner.failures["task_created"] = InvalidArgument("not so")
+    await bench.create()
+    with pytest.raises(InvalidArgument, match="not so"):
+        await bench.containers.start(ID)
+    status = bench.status()
+    assert (status.state, status.reason) == (ContainerState.EXITED, "StartError")
+    assert [c[0] for c in bench.tasks.calls if c[0] in ("create", "start")] == ["create"]
+
+
+async def test_limits_that_are_given_with_it_are_in_its_status(bench):
+    await bench.create(resources=b"x")
+    assert bench.status().resources == b"x"
 
 
 async def test_remove_joins_a_remove_and_ends_a_stop(bench):
