@@ -27,9 +27,10 @@ pytestmark = [
 # The image pinned by a digest can't be made again; benchmarks are no conformance; the kernel has no
 # AppArmor, which critest finds out by itself.
 SKIP = r"public image with digest|benchmark"
+NRI_SPECS = 13  # all that there are
 # Where reports and the server's log are kept; default: with the test's own files.
 REPORTS = os.environ.get("ZOS_CRI_TEST_REPORTS")
-SPECS = 107  # nine more where the kernel has AppArmor
+SPECS = 125  # nine more where the kernel has AppArmor
 # A regular expression: test_critest runs only these specs.
 FOCUS = os.environ.get("ZOS_CRI_TEST_FOCUS", "")
 
@@ -54,7 +55,9 @@ def registry(tmp_path_factory: pytest.TempPathFactory, own_network: None) -> Ite
 @pytest.fixture
 def node(registry: Path) -> Iterator[Server]:
     extra = f'[images]\ncerts_dirs = ["{registry}"]\n'
-    with serving(UPSTREAM, cni=True, extra=extra) as server:
+    # One spec lets a plugin be silent for 2 s and more, which is all that it has by default.
+    patience = "request_timeout = 20.0"
+    with serving(UPSTREAM, cni=True, extra=extra, nri_settings=patience) as server:
         yield server
         if REPORTS:
             shutil.copy(server.log, REPORTS)
@@ -69,7 +72,8 @@ def critest(server: Server, directory: Path, *flags: str) -> str:
         done = subprocess.run(
             [
                 *(TOOLS / "critest", "-runtime-endpoint", endpoint, "-image-endpoint", endpoint),
-                *(f"-ginkgo.skip={SKIP}", "-ginkgo.no-color", *flags),
+                *(f"-ginkgo.skip={SKIP}", "-ginkgo.no-color"),
+                *("-nri-socket", str(server.run / "nri.sock"), *flags),
             ],
             cwd=directory,
             stdout=file,
@@ -102,6 +106,17 @@ def test_in_parallel(node: Server, tmp_path: Path) -> None:
     assert passed is not None
     print(f"critest, four at once: {passed[0]}")
     assert int(passed[1]) >= SPECS
+    node.remove_pods()
+    assert node.leftovers() == []
+
+
+def test_nri(node: Server, tmp_path: Path) -> None:
+    """None is skipped: those of which critest says that other runtimes don't do it are passed."""
+    report = critest(node, tmp_path, "-ginkgo.focus=NRI", "-ginkgo.v")
+    passed = re.search(r"(\d+) Passed \| 0 Failed", report)
+    assert passed is not None
+    print(f"critest of NRI: {passed[0]}")
+    assert int(passed[1]) == NRI_SPECS
     node.remove_pods()
     assert node.leftovers() == []
 
