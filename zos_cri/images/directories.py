@@ -59,12 +59,16 @@ class Directories:
         self._kept[path] = (fd, setgid)
         return fd, setgid
 
-    def open(self, path: bytes) -> int:
-        """A descriptor, the caller's to close."""
+    def open(self, path: bytes, *, follow: bool = True) -> int:
+        """A descriptor, the caller's to close.
+
+        Args:
+            follow: whether the last name may be a link; those before it may in any case.
+        """
         return syscalls.openat2(
             self.root,
             os.fsdecode(path) or ".",
-            flags=DIRECTORY,
+            flags=DIRECTORY if follow else DIRECTORY | os.O_NOFOLLOW,
             resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
         )
 

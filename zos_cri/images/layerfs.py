@@ -34,6 +34,8 @@ _WHITEOUT_META: Final = b".wh..wh."
 _OPAQUE: Final = b".wh..wh..opq"
 _NAME_MAX: Final = 255
 _PATH_MAX: Final = 4096
+# What a later entry has put where a directory was: nothing, a file, a link (of its own name, too).
+_REPLACED: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Overlayfs' own marks must come from us: a forged redirect or metacopy reaches into other layers.
 _OVERLAY_XATTRS: Final = ("trusted.overlay.", "user.overlay.")
@@ -110,12 +112,16 @@ class LayerWriter:
         """After the last entry: sets the directories' times."""
         self._end_file()
         for path, mtime in reversed(self._times.items()):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                fd = self._directories.open(path)
-                try:
-                    os.utime(fd, ns=(mtime, mtime))
-                finally:
-                    os.close(fd)
+            try:
+                fd = self._directories.open(path, follow=False)
+            except OSError as error:
+                if error.errno in _REPLACED:
+                    continue
+                raise
+            try:
+                os.utime(fd, ns=(mtime, mtime))
+            finally:
+                os.close(fd)
 
     def add(self, entry: Entry) -> None:
         """Makes what an entry says. A file's data follow by `write`.

@@ -457,6 +457,20 @@ def test_a_damaged_archive_is_data_loss(root: Path) -> None:
         unpack(io.BytesIO(b"\1" * 5000), str(root))
 
 
+def test_a_directory_that_a_link_replaces_leaves_its_time_to_nobody(root: Path) -> None:
+    extract(
+        root,
+        tars.directory(b"other", mtime=5),
+        tars.directory(b"b", mtime=99),
+        tars.symlink(b"b", b"other"),
+        tars.directory(b"loop", mtime=99),
+        tars.symlink(b"loop", b"loop"),
+    )
+    assert os.readlink(root / "b") == "other"
+    assert os.readlink(root / "loop") == "loop"
+    assert (root / "other").stat().st_mtime == 5
+
+
 ENTRY = st.builds(
     lambda kind, name, other, data: {
         "file": tars.file(name, data),
