@@ -343,7 +343,7 @@ class Creation:
             id=id_,
             sandbox_id=sandbox.id,
             image_name=config.image.user_specified_image or config.image.image,
-            hostname=(await blocking.call(files.hostname.read_text)).strip(),
+            hostname=files.hostname.read_text().strip(),  # on the loop: some bytes of ours in /run
             accounts=users.Accounts(passwd=accounts["etc/passwd"], group=accounts["etc/group"]),
             namespaces=self._namespaces(sandbox, context.namespace_options),
             files=mounts.PodFiles(

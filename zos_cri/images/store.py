@@ -411,6 +411,8 @@ class ImageStore(Core):
         view = MergedView(
             [os.fsencode(p) for p in self._layer_paths(self._image(image_id).chain_ids)]
         )
+        if not targets:
+            return {}
         base = self.layout.container(container_id) / "volumes"
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._copiers, volumes.prepare, base, view, targets)

@@ -156,11 +156,11 @@ class ShimManager:
 
     async def _start(self, group: str, handler: Handler) -> Shim:
         options = handler.task_options()
-        binary = await blocking.call(find_binary_at, handler.shim, self._binary_path)
+        path = self.bundles / group
+        binary, there = await blocking.call(self._look, handler, path)
         record = Record(group=group, handler=handler, binary=binary)
         async with contextlib.AsyncExitStack() as undo:
-            path = self.bundles / group
-            undo.push_async_callback(self._withdraw, path, not await blocking.call(path.exists))
+            undo.push_async_callback(self._withdraw, path, not there)
             async with step("shim.bundle"):
                 await blocking.call(self._intend, record)
             log = LogPump(path / bundle.LOG, group=group)
@@ -175,6 +175,10 @@ class ShimManager:
         self._watch(shim)
         _log.info("shim started", group=group, pid=shim.pid, version=shim.version, binary=binary)
         return shim
+
+    def _look(self, handler: Handler, path: Path) -> tuple[str, bool]:
+        """The shim's binary, and whether there is a bundle at `path` already; blocks."""
+        return find_binary_at(handler.shim, self._binary_path), path.exists()
 
     def _intend(self, record: Record) -> None:
         """Notes what is about to be started; blocks."""

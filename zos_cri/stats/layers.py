@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _log = get_log(__name__)
 
+# Seconds: a container that came is started soon, and whatever its pod still needs goes first.
+SETTLE: Final = 0.25
 REST: Final = 20  # times as long as a measurement took: at most 5 % of a core go into these
 
 
@@ -45,16 +47,19 @@ class Layers:
         mountpoint: str,
         *,
         interval: float,
+        settle: float = SETTLE,
     ) -> None:
         """
         Args:
             containers: the ids of all that have a layer, and whether something may write to it.
             interval: seconds between two measurements of a layer, at least.
+            settle: seconds from `wake` to the measurements that it is for.
         """
         self._containers = containers
         self._measure = measure
         self._mountpoint = mountpoint
         self._interval = interval
+        self._settle = settle
         self._layers: dict[str, _Layer] = {}
         self._clock = Clock()
         self._wake = asyncio.Event()
@@ -82,6 +87,7 @@ class Layers:
                 # not wait_for: before Python 3.12 it loses a cancel that comes with the event
                 async with asyncio.timeout(self._interval):
                     await self._wake.wait()
+                    await asyncio.sleep(self._settle)
 
     async def measure_due(self) -> None:
         """Measures those whose time has come, and forgets those that are gone."""
