@@ -103,3 +103,18 @@ async def test_it_runs_until_it_is_cancelled(bench: Bench) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_container_that_is_started_at_once_is_measured_once(bench: Bench) -> None:
+    task = asyncio.create_task(bench.layers.run())
+    await asyncio.sleep(0)
+    bench.containers = {"a": False}  # created
+    bench.layers.wake()
+    await asyncio.sleep(0)
+    bench.containers = {"a": True}  # and started
+    bench.layers.wake()
+    async with asyncio.timeout(10):
+        while not bench.layers.used("a"):
+            await asyncio.sleep(0.01)
+    assert bench.measure.measured == ["a"]
+    task.cancel()
