@@ -114,6 +114,7 @@ class Sandboxes:
         self._user_namespaces = user_namespaces
         self._running: Joins[str] = Joins()
         self._ending: Joins[None] = Joins()
+        self._released: set[str] = set()  # by this process, wholly: there is nothing to look for
 
     def find(self, id_: str) -> Record[SandboxMeta, SandboxStatus]:
         """The sandbox with this id or unambiguous beginning of one.
@@ -272,7 +273,7 @@ class Sandboxes:
             await self._change(meta.id, SandboxEvent.CREATE_FAILED)
             await self._release(meta)
             await self._nri.remove_pod(meta)
-            await self.table.delete(meta.id)
+            await self._forget(meta)
         except (Error, OSError) as error:
             _log.error("pod sandbox not undone", pod=meta.id, error=one_line(error))
 
@@ -332,10 +333,15 @@ class Sandboxes:
         ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
         await _all(*(self._containers.remove(id_) for id_ in ids))
         await self._change(meta.id, SandboxEvent.REMOVE)
-        await self._release(meta)
+        if meta.id not in self._released:
+            await self._release(meta)
         await self._nri.remove_pod(meta)
-        await self.table.delete(meta.id)
+        await self._forget(meta)
         _log.info("pod sandbox removed", name=meta.name)
+
+    async def _forget(self, meta: SandboxMeta) -> None:
+        await self.table.delete(meta.id)
+        self._released.discard(meta.id)
 
     def containers(self, id_: str) -> list[str]:
         """The ids of the pod's containers, its init among them."""
@@ -368,6 +374,7 @@ class Sandboxes:
         with self._metrics.stage("stop_pod_sandbox", "files"):
             async with step("sandbox.remove"):
                 await blocking.call(self.files(meta.id).remove)
+        self._released.add(meta.id)
 
     async def _release_shim(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "shim"):
@@ -411,7 +418,7 @@ class Sandboxes:
                     await self._undo(meta)
                 elif record.status.state is SandboxState.REMOVING:
                     await self._release(meta)
-                    await self.table.delete(meta.id)
+                    await self._forget(meta)
                 elif record.status.state is SandboxState.READY:
                     await self._recover_ready(meta)
                 elif meta.sandboxer == SHIM and self._shims.get(meta.id) is not None:

@@ -197,6 +197,18 @@ async def test_a_plugin_that_refuses_undoes_all(bench):
     assert bench.leftovers() == []
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_remove_looks_again_only_for_what_another_server_has_released(bench, restarted):
+    pod = await bench.sandboxes.run(pod_config(), "")
+    await bench.sandboxes.stop(pod)
+    if restarted:
+        bench.sandboxes = bench.serve_pods()
+    bench.shims.calls.clear()
+    await bench.sandboxes.remove(pod)
+    assert (("stop", pod) in bench.shims.calls) == restarted
+    assert bench.leftovers() == []
+
+
 async def test_stop_and_remove_of_what_is_not_there(bench):
     await bench.sandboxes.stop("f" * 64)
     await bench.sandboxes.remove("f" * 64)
