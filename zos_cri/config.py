@@ -190,6 +190,11 @@ class Config(_Section, frozen=True):
     def logger_state(self) -> Path:
         return self.run_dir / "logger"
 
+    @property
+    def checkpoints(self) -> Path:
+        """What is being captured or restored."""
+        return self.state_dir / "checkpoints"
+
 
 def load(path: Path | None = None) -> Config:
     """Reads a configuration file; without a path, the default one where it exists.

@@ -51,6 +51,24 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self._rpcs()
+        self._lives()
+        self._pulls()
+        self._nri()
+        self.audited(())  # an alert's series must be there before it fires
+        # `labels` takes longer than what is then done with it, 60 times a container.
+        self.in_flight = lru_cache(None)(self.rpcs_in_flight.labels)
+        self.duration = lru_cache(None)(self.rpc_duration.labels)
+        self._stage = lru_cache(None)(self.stage_duration.labels)
+        build = Gauge(
+            "zos_cri_build_info",
+            "The version that runs; the value is always 1.",
+            ("version",),
+            registry=self.registry,
+        )
+        build.labels(__version__).set(1)
+
+    def _rpcs(self) -> None:
         self.rpc_duration = Histogram(
             "zos_cri_rpc_duration_seconds",
             "Time from an RPC's arrival to its answer.",
@@ -83,6 +101,8 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+
+    def _lives(self) -> None:
         self.shims_lost = Counter(
             "zos_cri_shims_lost",
             "Shims that died with containers in them.",
@@ -98,6 +118,19 @@ class Metrics:
             "Events that subscribers did not read in time, over all of them.",
             registry=self.registry,
         )
+        self.records_damaged = Counter(
+            "zos_cri_records_damaged",
+            "Records that could not be read at start and were set aside.",
+            registry=self.registry,
+        )
+        self.audit_findings = Gauge(
+            "zos_cri_audit_findings",
+            "What the last audit has found and not removed, by verdict.",
+            ("verdict",),
+            registry=self.registry,
+        )
+
+    def _pulls(self) -> None:
         self.pull_duration = Histogram(
             "zos_cri_image_pull_duration_seconds",
             "Time that a pull took, whatever its end.",
@@ -125,11 +158,8 @@ class Metrics:
             "Of the last pull that fetched anything.",
             registry=self.registry,
         )
-        self.records_damaged = Counter(
-            "zos_cri_records_damaged",
-            "Records that could not be read at start and were set aside.",
-            registry=self.registry,
-        )
+
+    def _nri(self) -> None:
         self.nri_plugins = Gauge(
             "zos_cri_nri_active_plugins",
             "NRI plugins that are connected and synchronized.",
@@ -154,24 +184,6 @@ class Metrics:
             ("plugin", "operation", "type"),
             registry=self.registry,
         )
-        self.audit_findings = Gauge(
-            "zos_cri_audit_findings",
-            "What the last audit has found and not removed, by verdict.",
-            ("verdict",),
-            registry=self.registry,
-        )
-        self.audited(())  # an alert's series must be there before it fires
-        # `labels` takes longer than what is then done with it, 60 times a container.
-        self.in_flight = lru_cache(None)(self.rpcs_in_flight.labels)
-        self.duration = lru_cache(None)(self.rpc_duration.labels)
-        self._stage = lru_cache(None)(self.stage_duration.labels)
-        build = Gauge(
-            "zos_cri_build_info",
-            "The version that runs; the value is always 1.",
-            ("version",),
-            registry=self.registry,
-        )
-        build.labels(__version__).set(1)
 
     def pulled(self, report: PullReport) -> None:
         """Counts a pull that has ended."""

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from zos_cri.app.core import Core
-    from zos_cri.config import StreamingConfig
+    from zos_cri.config import Config, StreamingConfig
     from zos_cri.cri.nri import Nri
     from zos_cri.oci.container import HandlerSettings
 
@@ -57,34 +57,17 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
     }
     settings = handler_settings(config, features)
     told = handler_features(features)
-    network = Network(
-        conf_dir=config.cni.conf_dir,
-        bin_dirs=config.cni.bin_dirs,
-        cache_dir=config.state_dir / "cni",
-        plugin_timeout=config.cni.plugin_timeout,
-        conf_template=config.cni.conf_template or None,
-        max_conf_num=config.cni.max_conf_num,
-        ip_preference=config.cni.ip_preference,
-    )
+    network = _network(config)
     views = Views()
     output = _output(core, undo)
     cdi = CdiSpecs(config.cdi.dirs)
-    limits = Limits(
-        containers=core.containers,
-        views=views,
-        cgroups=core.cgroups,
-        handlers=settings,
-        host=core.host,
-    )
+    limits = _limits(core, views, settings)
     nri = build_nri(core, views, limits, cdi, settings)
     mapped = {name for name, feature in told.items() if feature.user_namespaces}
     sandboxes = _sandboxes(core, network, settings, mapped, nri)
     undo.push_async_callback(sandboxes.by_shims.aclose)
     undo.push_async_callback(sandboxes.settle)
     criu = Criu()
-    checkpoints = config.state_dir / "checkpoints"
-    restores = Restores(images=core.images, criu=criu, directory=checkpoints)
-    core.containers.subscribe(restores.follow(core.containers.later))
     creation = Creation(
         containers=core.containers,
         sandboxes=sandboxes,
@@ -95,20 +78,12 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         host=core.host,
         metrics=core.metrics,
         cdi=cdi,
-        restores=restores,
+        restores=_restores(core, criu),
         nri=nri,
     )
     undo.push_async_callback(creation.settle)
     core.containers.table.watch(views.follow)
     sandboxes.table.watch(views.follow)
-    streams = Streams(
-        containers=core.containers,
-        sandboxes=sandboxes,
-        creation=creation,
-        execs=core.execs,
-        output=output,
-        views=views,
-    )
     return Services(
         config=config,
         runtime=core.choice,
@@ -124,24 +99,62 @@ async def build_services(core: Core, undo: AsyncExitStack) -> Services:
         features=told,
         host=core.host,
         cgroups=core.cgroups,
-        streaming=await _streaming(config.streaming, streams, undo),
-        stats=_statistics(core, sandboxes, views, undo),
-        checkpoints=Checkpoints(
-            containers=core.containers,
-            images=core.images,
-            views=views,
-            metrics=core.metrics,
-            criu=criu,
-            directory=checkpoints,
+        streaming=await _streaming(
+            config.streaming, _streams(core, sandboxes, creation, output, views), undo
         ),
+        stats=_statistics(core, sandboxes, views, undo),
+        checkpoints=_checkpoints(core, views, criu),
         limits=limits,
         nri=nri,
-        events=Events(
-            containers=core.containers,
-            pods=core.database.sandboxes,
-            views=views,
-            metrics=core.metrics,
-        ),
+        events=_events(core, views),
+    )
+
+
+def _limits(core: Core, views: Views, settings: Mapping[str, HandlerSettings]) -> Limits:
+    return Limits(
+        containers=core.containers,
+        views=views,
+        cgroups=core.cgroups,
+        handlers=settings,
+        host=core.host,
+    )
+
+
+def _network(config: Config) -> Network:
+    return Network(
+        conf_dir=config.cni.conf_dir,
+        bin_dirs=config.cni.bin_dirs,
+        cache_dir=config.state_dir / "cni",
+        plugin_timeout=config.cni.plugin_timeout,
+        conf_template=config.cni.conf_template or None,
+        max_conf_num=config.cni.max_conf_num,
+        ip_preference=config.cni.ip_preference,
+    )
+
+
+def _checkpoints(core: Core, views: Views, criu: Criu) -> Checkpoints:
+    return Checkpoints(
+        containers=core.containers,
+        images=core.images,
+        views=views,
+        metrics=core.metrics,
+        criu=criu,
+        directory=core.config.checkpoints,
+    )
+
+
+def _restores(core: Core, criu: Criu) -> Restores:
+    restores = Restores(images=core.images, criu=criu, directory=core.config.checkpoints)
+    core.containers.subscribe(restores.follow(core.containers.later))
+    return restores
+
+
+def _events(core: Core, views: Views) -> Events:
+    return Events(
+        containers=core.containers,
+        pods=core.database.sandboxes,
+        views=views,
+        metrics=core.metrics,
     )
 
 
@@ -213,6 +226,19 @@ def _statistics(core: Core, sandboxes: Sandboxes, views: Views, undo: AsyncExitS
     undo.push_async_callback(sampler.aclose)
     core.containers.subscribe(follow(sampler))
     return Statistics(sampler, targets, told)
+
+
+def _streams(
+    core: Core, sandboxes: Sandboxes, creation: Creation, output: Output, views: Views
+) -> Streams:
+    return Streams(
+        containers=core.containers,
+        sandboxes=sandboxes,
+        creation=creation,
+        execs=core.execs,
+        output=output,
+        views=views,
+    )
 
 
 async def _streaming(

@@ -153,7 +153,7 @@ class App:
         reconciler = await _reconciler(core, services, rootfs)
         await reconciler.sweep()
         known = {record.meta.id for record in core.containers}
-        await blocking.call(checkpoints.sweep, self._config.state_dir / "checkpoints", known)
+        await blocking.call(checkpoints.sweep, self._config.checkpoints, known)
         # The installed ones are there before anything changes, and are told of what there is.
         await bring_plugins(self._config, services.nri, undo)
         core.containers.recovered.set()

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
+from msgspec.structs import replace
 
 from zos_cri.cri import facts, userns
 from zos_cri.cri.creation_parts import (
     cgroup_of,
     image_volumes,
+    kept,
     log_file,
     pid_namespace,
     private_pid,
@@ -22,7 +23,7 @@ from zos_cri.cri.creation_parts import (
 )
 from zos_cri.cri.nri import New
 from zos_cri.cri.restores import check_spec
-from zos_cri.cri.views import OWNER, CriContainer, listed
+from zos_cri.cri.views import OWNER, listed
 from zos_cri.errors import (
     AlreadyExists,
     FailedPrecondition,
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from zos_cri.cri.views import Views
     from zos_cri.images.model import Image
     from zos_cri.images.store import ImageStore
+    from zos_cri.linux.idmap import IdMappings
+    from zos_cri.linux.mount import Mount
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
     from zos_cri.module.types import ContainerRecord
@@ -190,24 +193,12 @@ class Creation:
         root_uid, root_gid = userns.root_of(id_mappings)
         log_path = log_file(pod_config.log_directory, config.log_path)
         async with AsyncExitStack() as undo:
-            with self._metrics.stage("create_container", "rootfs"):
-                undo.push_async_callback(self._release_rootfs, id_)
-                async with step("rootfs.prepare"):
-                    rootfs = await self._images.prepare_rootfs(
-                        image.id, id_, id_mappings=id_mappings, options=handler.snapshot_options
-                    )
-                if checkpoint is not None:
-                    await self._restores.apply(checkpoint, id_)
-            with self._metrics.stage("create_container", "volumes"):
-                async with step("rootfs.volumes"):
-                    volumes = await self._images.prepare_volumes(
-                        image.id, id_, image_volumes(config, image)
-                    )
+            undo.push_async_callback(self._release_rootfs, id_)
+            rootfs = await self._rootfs(id_, source, id_mappings, handler.snapshot_options)
+            volumes = await self._image_volumes(id_, config, image)
             looks = await self._mount_facts(id_, sandbox, config, volume_images)
             spec = container_spec(
-                msgspec.structs.replace(
-                    inputs, mount_facts=looks, extra_mounts=volume_mounts(volumes)
-                ),
+                replace(inputs, mount_facts=looks, extra_mounts=volume_mounts(volumes)),
                 sandbox=pod_config,
                 config=config,
                 image=image.config,
@@ -220,14 +211,6 @@ class Creation:
             spec, limits = await self._nri.create(New(id_, sandbox, config, image.id, spec))
             await self._relabel(spec, config, looks)
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
-            extra = CriContainer(
-                config=config.SerializeToString(deterministic=True),
-                image_id=image.id,
-                image_ref=config.image.image,
-                log_path=log_path,
-                user=users.reported(spec).SerializeToString(),
-                stop_signal=signals.reported(stop_signal),
-            )
             await self._containers.create(
                 NewContainer(
                     id=id_,
@@ -244,7 +227,7 @@ class Creation:
                     root_uid=root_uid,
                     root_gid=root_gid,
                     owner=OWNER,
-                    extra=msgspec.msgpack.encode(extra),
+                    extra=kept(config, image, spec, log_path, stop_signal),
                     checkpoint=checkpoint.criu_images if checkpoint is not None else "",
                     resources=limits,
                 )
@@ -252,6 +235,32 @@ class Creation:
             undo.push_async_callback(self._containers.remove, id_)
             self._sandboxes.ready(sandbox.id)  # nobody would remove it where the pod went meanwhile
             undo.pop_all()
+
+    async def _rootfs(
+        self,
+        id_: str,
+        source: tuple[Image, Checkpoint | None],
+        id_mappings: IdMappings | None,
+        options: Sequence[str],
+    ) -> tuple[Mount, ...]:
+        image, checkpoint = source
+        with self._metrics.stage("create_container", "rootfs"):
+            async with step("rootfs.prepare"):
+                rootfs = await self._images.prepare_rootfs(
+                    image.id, id_, id_mappings=id_mappings, options=options
+                )
+            if checkpoint is not None:
+                await self._restores.apply(checkpoint, id_)
+        return rootfs
+
+    async def _image_volumes(
+        self, id_: str, config: pb.ContainerConfig, image: Image
+    ) -> Mapping[str, str]:
+        with self._metrics.stage("create_container", "volumes"):
+            async with step("rootfs.volumes"):
+                return await self._images.prepare_volumes(
+                    image.id, id_, image_volumes(config, image)
+                )
 
     def _handler(self, sandbox: SandboxMeta) -> HandlerSettings:
         """
@@ -363,7 +372,7 @@ class Creation:
         if not self._host.apparmor:
             return self._host
         profiles = await blocking.call(apparmor.loaded)
-        return msgspec.structs.replace(self._host, apparmor_profiles=profiles)
+        return replace(self._host, apparmor_profiles=profiles)
 
     async def _device_facts(self, config: pb.ContainerConfig) -> tuple[DeviceFacts, ...]:
         result = []

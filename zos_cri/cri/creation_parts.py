@@ -6,8 +6,11 @@ import posixpath
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from zos_cri.cri.views import CriContainer
 from zos_cri.errors import FailedPrecondition
-from zos_cri.oci import fields, mounts
+from zos_cri.oci import fields, mounts, signals, users
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.images.model import Image
     from zos_cri.module.types import ContainerRecord
+    from zos_cri.oci.host import Spec
     from zos_cri.store.model import SandboxMeta
 
 
@@ -34,6 +38,22 @@ def log_file(directory: str, path: str) -> str:
     if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
         raise fields.bad("log_path", f"{fields.quote(path)} leads out of {directory}")
     return str(Path(directory, path))
+
+
+def kept(
+    config: pb.ContainerConfig, image: Image, spec: Spec, log_path: str, stop_signal: int
+) -> bytes:
+    """What CRI keeps of a container beside the module's metadata: `ContainerMeta.extra`."""
+    return msgspec.msgpack.encode(
+        CriContainer(
+            config=config.SerializeToString(deterministic=True),
+            image_id=image.id,
+            image_ref=config.image.image,
+            log_path=log_path,
+            user=users.reported(spec).SerializeToString(),
+            stop_signal=signals.reported(stop_signal),
+        )
+    )
 
 
 def image_volumes(config: pb.ContainerConfig, image: Image) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,7 +154,9 @@ class Containers:
         try:
             with self._metrics.stage("create_container", "bundle"):
                 async with step("bundle.write"):
-                    await blocking.call(_write_bundle, self._bundle_dir, new)
+                    root = (new.root_uid, new.root_gid)
+                    write = partial(bundles.write, group=new.group, spec=new.spec, root=root)
+                    await blocking.call(write, self._bundle_dir, new.id)
             await self._advance(meta.id, ContainerEvent.CREATED)
         except BaseException:
             await blocking.call(bundles.remove, Path(meta.bundle))
@@ -493,11 +496,3 @@ async def _logged(work: Coroutine[Any, Any, None]) -> None:
         await work
     except Exception:
         _log.exception("work in the background failed")
-
-
-def _write_bundle(directory: Path, new: NewContainer) -> None:
-    annotations = {**new.spec.get("annotations", {}), bundles.GROUP_ANNOTATION: new.group}
-    path = bundles.create(directory, new.id, group=new.group)
-    if new.root_uid or new.root_gid:
-        bundles.open_to(path, new.root_gid)
-    bundles.write_config(path, {**new.spec, "annotations": annotations})

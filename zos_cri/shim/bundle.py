@@ -22,6 +22,7 @@ from zos_cri.linux import mount
 from zos_cri.shim.handler import Handler
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 CONFIG: Final = "config.json"
@@ -87,6 +88,22 @@ def create(bundles: Path, bundle_id: str, *, group: str, record: Record | None =
     _fill(hidden, group, record)
     hidden.rename(path)
     return path
+
+
+def write(
+    bundles: Path, bundle_id: str, *, group: str, spec: Mapping[str, Any], root: tuple[int, int]
+) -> None:
+    """Makes a container's bundle.
+
+    Args:
+        spec: its OCI spec, to which the group's name is added.
+        root: uid and gid of who is root in the container.
+    """
+    path = create(bundles, bundle_id, group=group)
+    if any(root):
+        open_to(path, root[1])
+    annotations = {**spec.get("annotations", {}), GROUP_ANNOTATION: group}
+    write_config(path, {**spec, "annotations": annotations})
 
 
 def _fill(path: Path, group: str, record: Record | None) -> None:
