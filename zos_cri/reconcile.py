@@ -102,6 +102,9 @@ class Reconciler:
         for id_ in set(await self._images.container_ids()) - known:
             _log.warning("stray root filesystem", container=id_)
             await _quietly("root filesystem", self._rootfs.release(id_))
+        await _quietly("what the audit finds", self._fix_orphans())
+
+    async def _fix_orphans(self) -> None:
         await check.fix(await self._orphans(), self, self._cgroups)
 
     async def _end_shims(self) -> None:

@@ -224,7 +224,7 @@ def _task_lives(path: Path) -> bool:
                 return start_time(number) == int(state[begun])
             except (OSError, ProcessLookupError):
                 return False
-    return any(path.iterdir())
+    return bool(_names(path))  # none where it has just gone
 
 
 def _address_directories(network: NetworkConf) -> Iterator[Path]:

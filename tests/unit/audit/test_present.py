@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -95,6 +96,20 @@ def test_tasks_live_with_their_first_process(root: Path, name: str, pid: str, be
 def test_a_task_that_cannot_be_read_may_live(root: Path) -> None:
     make(root / f"run/runtime/zos/{A}/state.json", "{")
     assert [t.live for t in look(root)] == [True]
+
+
+def test_a_task_that_goes_while_it_is_looked_at_is_no_error(root: Path, monkeypatch) -> None:
+    make(root / f"run/runtime/zos/{A}/state.json", "{")
+    is_dir = Path.is_dir
+
+    def and_gone(path: Path) -> bool:
+        found = is_dir(path)
+        if path.name == A:
+            shutil.rmtree(path)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", and_gone)
+    assert [t.live for t in look(root)] == [False]
 
 
 def test_addresses_are_proved_by_what_else_there_is(root: Path) -> None:
