@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,9 +20,6 @@ from zos_cri.audit.present import Look
 from zos_cri.linux.cgroup import Cgroups
 from zos_cri.linux.pidfd import start_time
 from zos_cri.shim import bundle
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 A, B, POD = "a" * 64, "b" * 64, "c" * 64
 
@@ -98,7 +95,9 @@ def test_a_task_that_cannot_be_read_may_live(root: Path) -> None:
     assert [t.live for t in look(root)] == [True]
 
 
-def test_a_task_that_goes_while_it_is_looked_at_is_no_error(root: Path, monkeypatch) -> None:
+def test_a_task_that_goes_while_it_is_looked_at_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(root / f"run/runtime/zos/{A}/state.json", "{")
     is_dir = Path.is_dir
 
