@@ -36,6 +36,7 @@ CHUNK: Final = 1 << 18
 _SLOTS: Final = 16  # chunks that may be on their way
 _LENGTH: Final = struct.Struct("!I")
 _KINDS: Final = tuple(Kind)
+_FILE: Final = _KINDS[0]  # of which there are most
 _NUMBERS: Final = {kind: number for number, kind in enumerate(_KINDS)}
 
 
@@ -204,7 +205,7 @@ def _plain(event: Entry | Data, start: int) -> tuple[Any, ...]:
         return event.offset, begin, begin + len(event.data)
     return (
         event.path,
-        _NUMBERS[event.kind],
+        0 if event.kind is _FILE else _NUMBERS[event.kind],
         event.mode,
         event.uid,
         event.gid,

@@ -60,6 +60,9 @@ KINDS: Final = {
 }
 
 
+_DEVICES: Final = (Kind.CHAR, Kind.BLOCK)
+
+
 class Segment(NamedTuple):
     """Where a piece of a sparse file's data belongs in the file."""
 
@@ -121,7 +124,7 @@ def parse_header(block: bytes, kind: Kind) -> Entry:
     link = b"" if block[157] == 0 else block[157:257].partition(b"\0")[0]
     mode, uid, gid, size, mtime = _numbers(block)
     entry = Entry(path, kind, mode & 0o7777, uid, gid, size, mtime * 1_000_000_000, link)
-    if kind in (Kind.CHAR, Kind.BLOCK) and magic.startswith(b"ustar"):
+    if kind in _DEVICES and magic.startswith(b"ustar"):
         entry.major = number(block[329:337], "major")
         entry.minor = number(block[337:345], "minor")
     return entry

@@ -67,11 +67,16 @@ class _State(Enum):
     END = "end"
 
 
+# An enumeration's members take longer to be looked up than most of what is done with an entry.
+_HEADER, _EXTENDED, _META, _SPARSE_MAP, _DATA, _PADDING, _END = _State
+_FILE: Final = Kind.FILE
+
+
 class TarReader:
     """One archive. Exhaust what `feed` returns before calling it again; call `close` at the end."""
 
     def __init__(self) -> None:
-        self._state = _State.HEADER
+        self._state = _HEADER
         self._held = bytearray()  # an incomplete block or meta content
         self._need = BLOCK
         self._left = 0  # of the present entry's data in the archive
@@ -99,7 +104,7 @@ class TarReader:
         view = memoryview(data)
         at, end = 0, len(data)
         while at < end:
-            if self._state is _State.DATA:
+            if self._state is _DATA:
                 stop = min(end, at + self._left)
                 self._left -= stop - at
                 if self._segments:
@@ -110,13 +115,13 @@ class TarReader:
                 if not self._left:
                     self._after_data()
                 at = stop
-            elif self._state is _State.PADDING:
+            elif self._state is _PADDING:
                 skipped = min(self._padding, end - at)
                 at += skipped
                 self._padding -= skipped
                 if not self._padding:
-                    self._state = _State.HEADER
-            elif self._state is _State.END:
+                    self._state = _HEADER
+            elif self._state is _END:
                 return
             else:
                 stop = min(end, at + self._need - len(self._held))
@@ -146,29 +151,29 @@ class TarReader:
         Raises:
             TarError: it ends too early.
         """
-        if self._state is _State.END:
+        if self._state is _END:
             return
         waiting = self._long_path is not None or self._long_link is not None or self._pax
-        if self._state is not _State.HEADER or self._held or waiting:
+        if self._state is not _HEADER or self._held or waiting:
             name = f" in {self._entry.path!r}" if self._entry is not None else ""
             raise TarError(f"the archive ends too early, in a {self._state.value}{name}")
 
     # Blocks
 
     def _block(self, state: _State, block: bytes) -> Entry | None:
-        if state is _State.HEADER:
+        if state is _HEADER:
             return self._header(block)
-        if state is _State.META:
+        if state is _META:
             self._meta(block)
             return None
-        if state is _State.EXTENDED:
+        if state is _EXTENDED:
             return self._extended(block)
         return self._sparse_map(block)
 
     def _header(self, block: bytes) -> Entry | None:
         if block == _ZEROS:
             if self._zero_seen:
-                self._state = _State.END
+                self._state = _END
             self._zero_seen = True
             return None
         if self._zero_seen:
@@ -194,13 +199,13 @@ class TarReader:
         self._padding = -size % BLOCK
         self._need = size + self._padding
         if size:
-            self._state = _State.META
+            self._state = _META
         else:
             self._need = BLOCK
 
     def _meta(self, content: bytes) -> None:
         content = content[: self._left]
-        self._state = _State.HEADER
+        self._state = _HEADER
         self._left = self._padding = 0
         if self._meta_kind == b"L":
             self._long_path = content.partition(b"\0")[0]
@@ -220,12 +225,12 @@ class TarReader:
         self._entry = entry
         self._segments = []
         self._written = self._segment = self._in_segment = 0
-        if entry.kind is not Kind.FILE:
+        if entry.kind is not _FILE:
             entry.size = stored = 0
         self._left, self._padding = stored, -stored % BLOCK
         pax, numbers = self._pax, self._pax_sparse
         self._reset()
-        if entry.kind is Kind.FILE:
+        if entry.kind is _FILE:
             if flag == b"S":
                 return self._old_sparse(block, entry)
             if self._pax_sparse_begins(entry, pax, numbers):
@@ -263,12 +268,12 @@ class TarReader:
 
     def _begin_data(self) -> None:
         if self._left:
-            self._state = _State.DATA
+            self._state = _DATA
         else:
             self._after_data()
 
     def _after_data(self) -> None:
-        self._state = _State.PADDING if self._padding else _State.HEADER
+        self._state = _PADDING if self._padding else _HEADER
 
     # Sparse files
 
@@ -310,7 +315,7 @@ class TarReader:
         entry.size = number(block[483:495], "real size")
         self._pending_map = map_fields(block[386:482])
         if block[482]:
-            self._state = _State.EXTENDED
+            self._state = _EXTENDED
             return None
         self._use_segments(entry, self._pending_map)
         return entry
@@ -334,7 +339,7 @@ class TarReader:
         if version == (b"1", b"0"):
             self._rename(entry, pax, real)
             self._map_text = b""
-            self._state = _State.SPARSE_MAP
+            self._state = _SPARSE_MAP
             if self._left < BLOCK:
                 raise TarError(f"{entry.path!r}: its sparse map is missing")
             return True
