@@ -22,7 +22,7 @@ from hack.benchmark.place import placed
 from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target
 from hack.benchmark.workload import Cri, Recorder, Workload
 from zos_cri.linux import dynmods
-from zos_cri.linux.mount import unmount
+from zos_cri.linux.mount import Mount, mount, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,8 +171,10 @@ def prepare_host(options: argparse.Namespace) -> None:
     if options.favordynmods and not asyncio.run(dynmods.favor()):
         raise SystemExit("hack/bench: --favordynmods: this kernel doesn't do it")
     if any(target.endswith(":crun") for target in options.targets) and UNIFIED.is_mount():
-        # crun before 1.9 refuses hybrid cgroups; the mount is our namespace's own.
+        # crun before 1.9 refuses hybrid cgroups; the mount is our namespace's own. What it makes
+        # there all the same must not stay below the host's mount.
         unmount(str(UNIFIED), lazy=True)
+        mount(Mount(type="tmpfs", source="tmpfs"), str(UNIFIED))
 
 
 @contextlib.contextmanager

@@ -114,7 +114,9 @@ def hierarchies() -> list[Path]:
     """The roots of all cgroup hierarchies: one with v2, one for each controller with v1."""
     if (CGROUPS / "cgroup.controllers").exists():
         return [CGROUPS]
-    return [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
+    # Version 2's may be out of sight: a plain directory then.
+    found = [path for path in CGROUPS.iterdir() if (path / "cgroup.procs").exists()]
+    return [path for path in found if not path.is_symlink()]
 
 
 def accounting() -> Path:

@@ -197,7 +197,8 @@ CGROUP_V1 = (
     "unchanged",
     "sh",
     "-c",
-    'mount --make-private /sys/fs/cgroup; umount /sys/fs/cgroup/unified 2>/dev/null; exec "$@"',
+    "mount --make-private /sys/fs/cgroup; umount /sys/fs/cgroup/unified 2>/dev/null && "
+    'mount -t tmpfs tmpfs /sys/fs/cgroup/unified; exec "$@"',
     "sh",
 )
 
