@@ -8,7 +8,7 @@ from typing import Final
 
 from zos_cri.errors import InvalidArgument
 from zos_cri.images.merged import OPAQUE_XATTR, is_whiteout
-from zos_cri.linux import syscalls
+from zos_cri.linux.safefs import open_in_root
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_LINKS: Final = 40  # the kernel's own limit (ELOOP)
@@ -65,12 +65,8 @@ class Directories:
         Args:
             follow: whether the last name may be a link; those before it may in any case.
         """
-        return syscalls.openat2(
-            self.root,
-            os.fsdecode(path) or ".",
-            flags=DIRECTORY if follow else DIRECTORY | os.O_NOFOLLOW,
-            resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
-        )
+        flags = DIRECTORY if follow else DIRECTORY | os.O_NOFOLLOW
+        return open_in_root(self.root, os.fsdecode(path), flags)
 
     def _make_parents(self, parts: list[bytes]) -> int:
         """Walks down step by step, resolving links within the root, and makes what isn't there."""

@@ -34,8 +34,8 @@ from zos_cri.images.model import (
 )
 from zos_cri.images.registry import MAX_CONFIG, MAX_MANIFEST
 from zos_cri.images.unpack import unpack
-from zos_cri.linux import syscalls
 from zos_cri.linux.fsattr import spread_subdirectories
+from zos_cri.linux.safefs import open_in_root
 from zos_cri.wire import reference
 
 if TYPE_CHECKING:
@@ -152,12 +152,7 @@ class _Files:
 
     def open(self, name: str) -> int:
         """A regular file's descriptor. Raises FileNotFoundError."""
-        fd = syscalls.openat2(
-            self._fd,
-            name,
-            flags=os.O_RDONLY | os.O_NONBLOCK,
-            resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
-        )
+        fd = open_in_root(self._fd, name, os.O_RDONLY | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise FileNotFoundError(name)

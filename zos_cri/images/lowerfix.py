@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from zos_cri.images.directories import UnpackError
 from zos_cri.images.merged import OPAQUE_XATTR, is_whiteout
-from zos_cri.linux import syscalls
+from zos_cri.linux.safefs import open_in_root
 
 if TYPE_CHECKING:
     from zos_cri.images.merged import MergedView
@@ -46,12 +46,7 @@ def fix(root: str, lower: MergedView, unpacked: Unpacked) -> None:
 
 
 def _open(root_fd: int, path: bytes) -> int:
-    return syscalls.openat2(
-        root_fd,
-        os.fsdecode(path) or ".",
-        flags=_DIRECTORY,
-        resolve=syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS,
-    )
+    return open_in_root(root_fd, os.fsdecode(path), _DIRECTORY)
 
 
 def _fix_whiteout(root_fd: int, lower: MergedView, path: bytes) -> None:

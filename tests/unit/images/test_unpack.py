@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -21,6 +22,7 @@ from zos_cri.images.directories import UnpackError
 from zos_cri.images.layerfs import Limits
 from zos_cri.images.merged import OPAQUE_XATTR
 from zos_cri.images.unpack import Unpacked, unpack
+from zos_cri.linux import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -455,6 +457,25 @@ def test_a_gzip_bomb_ends_at_the_limit(root: Path) -> None:
 def test_a_damaged_archive_is_data_loss(root: Path) -> None:
     with pytest.raises(DataLoss, match="checksum"):
         unpack(io.BytesIO(b"\1" * 5000), str(root))
+
+
+def test_what_the_host_moves_meanwhile_is_no_error(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """openat2(2) gives EAGAIN where any rename or mount of the host raced a `..`."""
+    real = syscalls.openat2
+    refused: list[str] = []
+
+    def raced(fd: int, path: str, **given: int) -> int:
+        if path not in refused:
+            refused.append(path)
+            raise BlockingIOError(errno.EAGAIN, "again")
+        return real(fd, path, **given)
+
+    monkeypatch.setattr(syscalls, "openat2", raced)
+    extract(root, tars.directory(b"a"), tars.symlink(b"l", b"../a"), tars.file(b"l/f", b"x"))
+    assert (root / "a/f").read_text() == "x"
+    assert "l" in refused
 
 
 def test_a_directory_that_a_link_replaces_leaves_its_time_to_nobody(root: Path) -> None:
