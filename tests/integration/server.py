@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -428,7 +429,8 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
     def _end_logger(self) -> None:
         """SIGTERM to the logger: it outlives every server."""
         for pid in self.loggers():
-            os.kill(pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it goes when nothing is left to write
+                os.kill(pid, signal.SIGTERM)
 
     def loggers(self) -> Iterator[int]:
         """The logger and its keeper."""
