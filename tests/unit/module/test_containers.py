@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from zos_cri.errors import (
     Unavailable,
 )
 from zos_cri.module import ending
+from zos_cri.shim import bundle as bundles
 from zos_cri.shim.handler import Handler
 from zos_cri.store.lifecycle import ContainerState
 from zos_cri.store.model import ContainerStatus
@@ -463,10 +465,20 @@ async def test_remove_waits_for_a_create_under_way(bench):
     assert not any(bench.shims.bundles.glob("*"))
 
 
-async def test_remove_of_what_could_not_be_created(bench):
+async def test_remove_of_what_could_not_be_created(bench, monkeypatch):
+    gate, write = threading.Event(), bundles.write
+
+    def wait_and_write(*args, **kwargs):
+        assert gate.wait(5)
+        write(*args, **kwargs)
+
+    monkeypatch.setattr(bundles, "write", wait_and_write)
     create = asyncio.create_task(bench.create(spec={"process": object()}))
     await until(lambda: len(bench.containers.table))
-    await bench.containers.remove(ID)
+    remove = asyncio.create_task(bench.containers.remove(ID))
+    await asyncio.sleep(0)
+    gate.set()
+    await remove
     assert len(bench.containers.table) == 0
     with pytest.raises(TypeError):
         await create
