@@ -309,6 +309,11 @@ def warm_shims(config: Config) -> dict[str, int]:
     }
 
 
+def pods_per_shim(config: Config) -> dict[str, int]:
+    """How many pods a shim holds at once, by handler."""
+    return {name: handler.pods_per_shim for name, handler in config.handlers.items()}
+
+
 def handlers(config: Config) -> dict[str, Handler]:
     """The handlers in the shim layer's terms."""
     root = str(config.run_dir / "runtime")

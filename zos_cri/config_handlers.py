@@ -48,6 +48,9 @@ class HandlerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     oci_version: str = base.OCI_VERSION
     # shims kept running for pods to come; -1 = 4 for the default handler, none for others
     warm_shims: Annotated[int, msgspec.Meta(ge=-1, le=100)] = -1
+    # pods that share a shim: less memory and CPU time for each, and a shim that dies takes them all
+    # with it; 1 = a shim holds one pod at a time
+    pods_per_shim: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
     options: dict[str, Any] = {}  # more fields of containerd.runc.v1.Options
     config_path: str = ""  # of a shim that isn't runc's: its own configuration file
     config_type: str = ""  # the type URL of that file's format
@@ -100,8 +103,7 @@ def check(name: str, handler: HandlerConfig) -> None:
         value = getattr(handler, field)
         if value and not value.startswith("/"):
             raise InvalidArgument(f'{key}.{field}: "{value}" is not an absolute path')
-    if handler.sandboxer == SHIM and handler.warm_shims > 0:
-        raise InvalidArgument(f'{key}.warm_shims: are none where sandboxer is "{SHIM}"')
+    _pods_in_shims(key, handler)
     if handler.config_path and handler.options:
         raise InvalidArgument(f"{key}.options: are runc's, and don't go with config_path")
     if not _SECCOMP.fullmatch(handler.unset_seccomp_profile):
@@ -120,6 +122,13 @@ def check(name: str, handler: HandlerConfig) -> None:
     except InvalidArgument as error:
         raise InvalidArgument(f"{key}.options: {str(error).partition('options: ')[2]}") from error
     base_spec(name, handler)
+
+
+def _pods_in_shims(key: str, handler: HandlerConfig) -> None:
+    if handler.sandboxer == SHIM and handler.warm_shims > 0:
+        raise InvalidArgument(f'{key}.warm_shims: are none where sandboxer is "{SHIM}"')
+    if handler.pods_per_shim > 1 and (handler.sandboxer == SHIM or handler.config_path):
+        raise InvalidArgument(f"{key}.pods_per_shim: only a shim of runc's holds several pods")
 
 
 def shim_handler(name: str, handler: HandlerConfig, *, root: str) -> Handler:

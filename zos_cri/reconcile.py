@@ -17,6 +17,7 @@ from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.network.pod import PodNetwork
 from zos_cri.shim import bundle as bundles
+from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from zos_cri.network.cni import Network
     from zos_cri.shim.manager import ShimManager
     from zos_cri.shim.pool import WarmShims
+    from zos_cri.store.model import ContainerMeta, ContainerStatus
 
 _log = get_log(__name__)
 
@@ -109,8 +111,11 @@ class Reconciler:
 
     async def _end_shims(self) -> None:
         records = await self.records()
-        wanted = {meta.id for meta, _ in records.sandboxes} | set(records.damaged)
-        wanted |= {meta.group for meta, _ in records.containers}
+        wanted = {meta.group for meta, status in records.sandboxes if not status.released}
+        wanted |= {meta.group for meta, status in records.containers if _needs_shim(meta, status)}
+        damaged = set(records.damaged)
+        held = await blocking.call(bundles.containers, self._shims.bundles)
+        wanted |= damaged | {group for group, ids in held.items() if damaged.intersection(ids)}
         found = [path.name for path in await blocking.call(bundles.groups, self._shims.bundles)]
         strays = [group for group in found if group not in wanted]
         kept = await self._warm.adopt(strays)
@@ -158,6 +163,11 @@ class Reconciler:
 
     async def forget(self, container_id: str) -> None:
         await self._output.detach(container_id)
+
+
+def _needs_shim(meta: ContainerMeta, status: ContainerStatus) -> bool:
+    """One of a pod that has ended doesn't: when the pod was stopped, others may have taken it."""
+    return meta.group == meta.id or status.state is not ContainerState.EXITED
 
 
 async def tidy_cgroups(containers: Containers, cgroups: Cgroups) -> None:

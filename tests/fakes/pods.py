@@ -12,6 +12,7 @@ from zos_cri.cri.sandboxes import Sandboxes
 from zos_cri.cri.shim_sandboxes import ShimSandboxes
 from zos_cri.linux.mount import mounts_below
 from zos_cri.shim.handler import Handler
+from zos_cri.shim.places import Places
 from zos_cri.shim.pool import WarmShims
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class PodBench(Bench):
         self.network = FakeNetwork()
         self.nri = NoPlugins()
         self.init = FakeInit(self)
+        self.pods_per_shim: dict[str, int] = {}
         self.warm = WarmShims(self.shims, {}, {})  # type: ignore[arg-type]
         self.sandboxes = self.serve_pods()
 
@@ -62,7 +64,7 @@ class PodBench(Bench):
             table=self.db.sandboxes,
             containers=self.containers,
             shims=self.shims,  # type: ignore[arg-type]
-            warm=self.warm,
+            places=Places(self.shims, self.warm, self.pods_per_shim),  # type: ignore[arg-type]
             handlers={"runc": HANDLER, "other": HANDLER, "machine": MACHINE},
             default_handler="runc",
             network=self.network,  # type: ignore[arg-type]

@@ -1,12 +1,13 @@
-"""Warm shims, real ones: used by pods, replaced, taken over by the next server, ended."""
+"""Warm shims and those of several pods, real ones: used, used again, replaced, taken over."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
 from tests.integration.server import Runtime, Server, serving
@@ -54,18 +55,36 @@ def filled(server: Server, beside: int = 0) -> dict[str, int]:
     return shims(server)
 
 
+def shim_of(cri: Any, pod: str) -> str:
+    request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+    return str(json.loads(cri.PodSandboxStatus(request).info["info"])["shim"])
+
+
+def stop(cri: Any, pod: str) -> None:
+    cri.StopPodSandbox(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+
+
+def remove(cri: Any, pod: str) -> None:
+    cri.RemovePodSandbox(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+def state(cri: Any, container: str) -> int:
+    request = pb.ContainerStatusRequest(container_id=container)
+    return int(cri.ContainerStatus(request).status.state)
+
+
 def test_a_pod_takes_a_warm_shim_and_another_one_is_started(node: Server) -> None:
     before = filled(node)
     with node.cri() as cri:
         pod = node.run_pod(cri)
-        assert pod in before
+        shim = shim_of(cri, pod)
+        assert shim in before
         container = node.run_container(cri, pod)
         after = filled(node, 1)
-        assert after[pod] == before[pod]
-        request = pb.ContainerStatusRequest(container_id=container)
-        assert cri.ContainerStatus(request).status.state == pb.CONTAINER_RUNNING
+        assert after[shim] == before[shim]
+        assert state(cri, container) == pb.CONTAINER_RUNNING
     node.remove_pods()
-    filled(node)
+    assert filled(node, 1) == after  # the pod's waits for another pod
     node.stop()
     assert node.leftovers() == []
 
@@ -79,7 +98,7 @@ def test_a_killed_servers_are_taken_over(node: Server) -> None:
     node.restart()
     assert shims(node) == before
     with node.cri() as cri:
-        assert node.run_pod(cri, "another") in before
+        assert shim_of(cri, node.run_pod(cri, "another")) in before
     node.remove_pods()
     node.stop()
     assert node.leftovers() == []
@@ -110,5 +129,102 @@ def test_a_pod_that_is_refused_costs_no_shim(node: Server) -> None:
             with pytest.raises(Exception, match=r"vm\.swappiness"):
                 cri.RunPodSandbox(pb.RunPodSandboxRequest(config=config))
         assert shims(node) == before
-        assert node.run_pod(cri) in before
+        assert shim_of(cri, node.run_pod(cri)) in before
     node.remove_pods()
+
+
+def test_pods_one_after_the_other_are_in_the_same_shims(node: Server) -> None:
+    with node.cri() as cri:
+        before = filled(node)
+        used = set()
+        for n in range(3 * WARM):
+            pod = node.run_pod(cri, f"pod{n}")
+            node.run_container(cri, pod)
+            used.add(shim_of(cri, pod))
+            stop(cri, pod)
+            remove(cri, pod)
+        assert len(used) <= 2 * WARM
+        after = shims(node)
+        assert after.items() >= before.items()
+        assert used <= set(after)
+    node.stop()
+    assert node.leftovers() == []
+
+
+def test_a_shim_that_a_pod_has_left_serves_another_though_the_first_is_listed(node: Server) -> None:
+    with node.cri() as cri:
+        filled(node)
+        first = node.run_pod(cri, "first")
+        ended = node.run_container(cri, first)
+        shim = shim_of(cri, first)
+        filled(node, 1)
+        stop(cri, first)
+        assert node.audit() == []
+        pods: dict[str, str] = {}
+        while shim not in pods:
+            assert len(pods) <= WARM
+            pod = node.run_pod(cri, f"pod{len(pods)}")
+            pods[shim_of(cri, pod)] = pod
+        container = node.run_container(cri, pods[shim])
+    node.restart()
+    assert node.audit() == []
+    with node.cri() as cri:
+        assert state(cri, ended) == pb.CONTAINER_EXITED
+        remove(cri, first)
+        assert state(cri, container) == pb.CONTAINER_RUNNING
+        assert shim_of(cri, pods[shim]) == shim
+        with pytest.raises(grpc.RpcError, match="no container"):
+            state(cri, ended)
+    node.remove_pods()
+    node.stop()
+    assert node.leftovers() == []
+
+
+@pytest.fixture
+def shared(runtime: Runtime) -> Iterator[Server]:
+    with serving(runtime, extra="pods_per_shim = 2") as server:
+        yield server
+
+
+def test_pods_share_a_shim(shared: Server) -> None:
+    with shared.cri() as cri:
+        pods = [shared.run_pod(cri, name) for name in "abc"]
+        groups = [shim_of(cri, pod) for pod in pods]
+        assert groups[0] == groups[1] != groups[2]
+        containers = [shared.run_container(cri, pod) for pod in pods]
+        assert set(shims(shared)) == set(groups)
+        shared.kill()
+        shared.start()
+    with shared.cri() as cri:
+        stop(cri, pods[0])
+        remove(cri, pods[0])
+        assert [state(cri, container) for container in containers[1:]] == [pb.CONTAINER_RUNNING] * 2
+        request = pb.ExecSyncRequest(container_id=containers[1], cmd=["true"], timeout=10)
+        assert cri.ExecSync(request).exit_code == 0
+        again = shared.run_pod(cri, "d")
+        assert shim_of(cri, again) == groups[0]
+        assert shared.audit() == []
+    shared.remove_pods()
+    assert shims(shared) == {}
+    shared.stop()
+    assert shared.leftovers() == []
+
+
+def test_a_shared_shim_that_dies_takes_its_pods_and_no_others(shared: Server) -> None:
+    with shared.cri() as cri:
+        pods = [shared.run_pod(cri, name) for name in "abc"]
+        containers = [shared.run_container(cri, pod) for pod in pods]
+        os.kill(shims(shared)[shim_of(cri, pods[0])], signal.SIGKILL)
+
+        def ready(pod: str) -> bool:
+            status = cri.PodSandboxStatus(pb.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
+            return bool(status.state == pb.SANDBOX_READY)
+
+        wait_for(lambda: not ready(pods[0]) and not ready(pods[1]))
+        wait_for(lambda: state(cri, containers[1]) == pb.CONTAINER_EXITED)
+        assert state(cri, containers[0]) == pb.CONTAINER_EXITED
+        assert ready(pods[2])
+        assert state(cri, containers[2]) == pb.CONTAINER_RUNNING
+    shared.remove_pods()
+    shared.stop()
+    assert shared.leftovers() == []

@@ -90,6 +90,17 @@ def test_what_is_said_counts():
             'none where sandboxer is "shim"',
         ),
         (
+            "[handlers.runc]\nsandboxer = 'shim'\npods_per_shim = 2",
+            "handlers.runc.pods_per_shim",
+            "only a shim of runc's",
+        ),
+        (
+            "[handlers.runc]\nconfig_path = '/x'\npods_per_shim = 2",
+            "handlers.runc.pods_per_shim",
+            "only a shim of runc's",
+        ),
+        ("[handlers.runc]\npods_per_shim = 0", "pods_per_shim", ""),
+        (
             "[handlers.runc]\nconfig_path = '/x'\noptions = {root = '/x'}",
             "handlers.runc.options",
             "don't go with config_path",
@@ -233,6 +244,10 @@ def test_shims_are_kept_warm_for_the_default_handler_unless_said_otherwise():
     assert config.warm_shims(settings) == {"a": config.WARM_SHIMS, "b": 0, "c": 2}
     assert config.warm_shims(parse("[handlers.runc]\nwarm_shims = 0")) == {"runc": 0}
     assert config.warm_shims(parse("[handlers.runc]\nsandboxer = 'shim'")) == {"runc": 0}
+    assert config.pods_per_shim(parse("[handlers.a]\npods_per_shim = 9\n[handlers.runc]")) == {
+        "a": 9,
+        "runc": 1,
+    }
     with pytest.raises(InvalidArgument, match=r"handlers\[\.\.\.\]\.warm_shims"):
         parse("[handlers.runc]\nwarm_shims = 101")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from zos_cri.app.nri import build_nri
 from zos_cri.checkpoint.criu import Criu
-from zos_cri.config import handlers
+from zos_cri.config import handlers, pods_per_shim
 from zos_cri.cri.cdi import CdiSpecs
 from zos_cri.cri.checkpoints import Checkpoints
 from zos_cri.cri.creation import Creation
@@ -27,6 +27,7 @@ from zos_cri.cri.views import Views
 from zos_cri.errors import Error, one_line
 from zos_cri.log import get_log
 from zos_cri.network.cni import Network
+from zos_cri.shim.places import Places
 from zos_cri.stats.collector import KernelCollector
 from zos_cri.stats.metrics import Encoder
 from zos_cri.stats.sampler import Sampler
@@ -190,7 +191,7 @@ def _sandboxes(
         table=core.database.sandboxes,
         containers=core.containers,
         shims=core.shims,
-        warm=core.warm,
+        places=Places(core.shims, core.warm, pods_per_shim(config)),
         handlers=handlers(config),
         default_handler=config.default_handler,
         network=network,

@@ -210,8 +210,9 @@ async def _reconciler(
 
 
 async def _shim_lost(core: Core, services: Services, dead: DeadShim) -> None:
+    services.sandboxes.places.lost(dead.group)
     if core.warm.lost(dead.group):
         return
     services.metrics.shims_lost.inc()
     await recovery.shim_lost(services.containers, dead)
-    await services.sandboxes.lost(dead.group)
+    await services.sandboxes.shim_lost(dead.group)

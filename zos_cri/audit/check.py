@@ -59,8 +59,12 @@ class Removed(msgspec.Struct, frozen=True):
 async def once(look: Look, read: Callable[[], Awaitable[Records]]) -> list[Finding]:
     """What differs at this moment, what is just being made or removed included."""
     things = await blocking.call(look.things, await read())
-    needed = needs(await read())
-    unknown = [group for group in spares(things) if not needed.knows(group)]
+    records = await read()
+    needed = needs(records)
+    for thing in things:
+        if thing.id in records.damaged:
+            needed.free(thing.group)  # whoever else is in its shim, it can't be told
+    unknown = [group for group in spares(things, records.ended()) if not needed.knows(group)]
     for group in unknown[: look.warm]:
         needed.free(group)
     return needed.difference(things)

@@ -46,6 +46,10 @@ class Records(msgspec.Struct, frozen=True):
         """Containers' cgroups, by their ids."""
         return {meta.id: meta.cgroup for meta, _ in self.containers if meta.cgroup}
 
+    def ended(self) -> set[str]:
+        """The containers that have ended."""
+        return {m.id for m, status in self.containers if status.state is ContainerState.EXITED}
+
     def cgroup_parents(self) -> set[str]:
         """Cgroups that are pods', so that whatever is in them is."""
         return {posixpath.normpath(meta.cgroup) for meta, _ in self.sandboxes if meta.cgroup}
@@ -74,24 +78,25 @@ def needs(records: Records) -> Needs:
 def _sandbox(needed: Needs, meta: SandboxMeta, status: SandboxStatus) -> None:
     match status.state:
         case SandboxState.READY:
-            needed.must(Kind.SHIM, meta.id)
-            needed.must(Kind.BUNDLE, meta.id)
+            needed.must(Kind.SHIM, meta.group)
+            needed.must(Kind.BUNDLE, meta.group)
             needed.must(Kind.SANDBOX, meta.id)
             if meta.netns or meta.ipcns or meta.utsns or meta.userns:
                 needed.must(Kind.NAMESPACE, meta.id)
             if meta.netns:
                 needed.must(Kind.NETWORK, meta.id)
             needed.may(meta.id, Kind.MOUNT, Kind.ADDRESS)
-        case SandboxState.NOT_READY if status.network_released:
-            pass  # stopped: all was given back
+        case _ if status.released:
+            pass
         case _:
             needed.free(meta.id)
+            needed.free(meta.group)
 
 
 def _container(
     needed: Needs, meta: ContainerMeta, status: ContainerStatus, pods: Iterable[str]
 ) -> None:
-    alone = meta.group not in pods
+    alone = meta.group == meta.id and meta.id not in pods
     if status.state in _CHANGING or status.noted_exit is not None:
         needed.free(meta.id)
         if alone:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
 
 class Kind(enum.StrEnum):
@@ -142,13 +142,18 @@ def _place(finding: Finding) -> tuple[int, str, str]:
     return ORDER.index(finding.kind), finding.id, finding.where
 
 
-def spares(things: Iterable[Thing]) -> list[str]:
-    """The groups that have a living shim, its bundle, and nothing else: kept warm for a pod."""
+def spares(things: Iterable[Thing], ended: Container[str] = ()) -> list[str]:
+    """The groups that have a living shim, its bundle, and nothing else: kept warm for a pod.
+
+    Args:
+        ended: ids of containers that a shim held, and has no more.
+    """
     kinds: dict[str, set[Kind]] = {}
     used = set()
     for thing in things:
         kinds.setdefault(thing.id, set()).add(thing.kind)
-        used.add(thing.group)
+        if thing.id not in ended:
+            used.add(thing.group)
     warm = {Kind.SHIM, Kind.BUNDLE}
     return sorted(id_ for id_, found in kinds.items() if found == warm and id_ not in used)
 

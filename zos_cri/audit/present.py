@@ -25,6 +25,7 @@ from zos_cri.linux.pidfd import start_time
 from zos_cri.network.conf import ConfDir, ConfError, NoConf
 from zos_cri.network.record import Records as NetworkRecords
 from zos_cri.shim import bundle as bundles
+from zos_cri.shim.pool import SURPLUS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,8 @@ class Look:
         self._socket = str(config.socket)
         self._confs = ConfDir(config.cni.conf_dir, 0)
         self._cgroups = cgroups
-        self.warm = sum(warm_shims(config).values())  # shims that may wait for a pod
+        # Shims that may wait for a pod.
+        self.warm = SURPLUS * sum(warm_shims(config).values())
 
     def things(self, records: Records) -> list[Thing]:
         """Everything there is of pods and containers.

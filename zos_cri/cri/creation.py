@@ -216,7 +216,7 @@ class Creation:
                     id=id_,
                     ns=sandbox.id,
                     name=name,
-                    group=sandbox.id,
+                    group=sandbox.group,
                     handler=sandbox.handler,
                     spec=spec,
                     cgroup=cgroup_of(spec, sandbox, systemd=handler.systemd_cgroup),

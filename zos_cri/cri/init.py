@@ -87,7 +87,7 @@ class PodInits:
                 id=meta.id,
                 ns=meta.id,
                 name=NAME,
-                group=meta.id,
+                group=meta.group,
                 handler=meta.handler,
                 spec=spec,
                 cgroup="",

@@ -47,6 +47,7 @@ async def _info(services: Services, record: Record[SandboxMeta, SandboxStatus]) 
         "netNamespaceClosed": record.status.network_released,
         "runtimeHandler": meta.handler,
         "sandboxer": meta.sandboxer,
+        "shim": meta.group,
         "namespaces": {"net": meta.netns, "ipc": meta.ipcns, "uts": meta.utsns},
         "config": json_format.MessageToDict(
             services.views.pod_config(record), preserving_proto_field_name=True

@@ -1,8 +1,9 @@
-"""What a pod sandbox's configuration comes to: its name, its namespaces, its network."""
+"""What a pod sandbox's configuration comes to (its name, its namespaces, its network), and whom its
+making is told."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from zos_cri._pb import cri_pb2 as pb
 from zos_cri.cri import userns
@@ -12,11 +13,25 @@ from zos_cri.linux import namespaces
 from zos_cri.network.pod import DnsConfig, PodNetwork, PortMapping, bandwidth_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from zos_cri.store.model import SandboxMeta
 
 NAMESPACE_TIMEOUT: Final = 10.0  # under a millisecond; seconds where network namespaces pile up
+
+
+class PodInit(Protocol):
+    """Makes the init container of a pod that shares its pid namespace."""
+
+    async def start(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None: ...
+
+
+class PodPlugins(Protocol):
+    """Who is told of pods: see `cri.nri.Nri`."""
+
+    async def run_pod(self, meta: SandboxMeta, ips: Sequence[str]) -> None: ...
+    async def stop_pod(self, meta: SandboxMeta) -> None: ...
+    async def remove_pod(self, meta: SandboxMeta) -> None: ...
 
 
 def pins(meta: SandboxMeta) -> dict[str, str]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -43,33 +42,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Mapping, Sequence
     from pathlib import Path
 
+    from zos_cri.cri.sandbox_parts import PodInit, PodPlugins
     from zos_cri.cri.shim_sandboxes import ShimSandboxes
     from zos_cri.metrics import Metrics
     from zos_cri.module.containers import Containers
     from zos_cri.network.cni import Network
     from zos_cri.shim.handler import Handler
     from zos_cri.shim.manager import ShimManager
-    from zos_cri.shim.pool import WarmShims
+    from zos_cri.shim.places import Places
     from zos_cri.store.db import Record, Table
 
 _log = get_log(__name__)
 
 SHIM_TIMEOUT: Final = 30.0
 _FACTS: Final = (SandboxEvent.CREATE_FAILED, SandboxEvent.STOPPED, SandboxEvent.LOST)
-
-
-class PodInit(Protocol):
-    """Makes the init container of a pod that shares its pid namespace."""
-
-    async def start(self, meta: SandboxMeta, config: pb.PodSandboxConfig) -> None: ...
-
-
-class PodPlugins(Protocol):
-    """Who is told of pods: see `cri.nri.Nri`."""
-
-    async def run_pod(self, meta: SandboxMeta, ips: Sequence[str]) -> None: ...
-    async def stop_pod(self, meta: SandboxMeta) -> None: ...
-    async def remove_pod(self, meta: SandboxMeta) -> None: ...
 
 
 class Sandboxes:
@@ -81,7 +67,7 @@ class Sandboxes:
         table: Table[SandboxMeta, SandboxStatus],
         containers: Containers,
         shims: ShimManager,
-        warm: WarmShims,
+        places: Places,
         handlers: Mapping[str, Handler],
         default_handler: str,
         network: Network,
@@ -94,7 +80,7 @@ class Sandboxes:
     ) -> None:
         """
         Args:
-            warm: shims that run already, whose ids new sandboxes take.
+            places: where new sandboxes find a shim, and leave it.
             by_shims: makes those sandboxes that are their shims' to make.
             directory: each sandbox's own is `<directory>/<id>`.
             user_namespaces: the handlers whose pods can have one.
@@ -102,7 +88,7 @@ class Sandboxes:
         self.table = table
         self._containers = containers
         self._shims = shims
-        self.warm = warm
+        self.places = places
         self._handlers = handlers
         self._default_handler = default_handler
         self._network = network
@@ -180,24 +166,31 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
-        with self.warm.making():
-            id_ = self.warm.take(handler) or secrets.token_hex(32)
+        with self.places.warm.making():
+            id_, group = self.places.take(handler)
             try:
-                meta = self._meta(id_, name, config, encoded, handler)
+                meta = self._meta(id_, name, config, encoded=encoded, handler=handler, group=group)
                 # What is wrong with it is said before anything is made, and never when it is
                 # taken back.
                 pod_network(meta, config).check()
                 parameters = sysctls.of_pod(config.linux.sysctls, pod_plan(config))
                 await self.table.insert(meta, SandboxStatus())
             except BaseException:
-                self.warm.give_back(id_)
+                self.places.give_back(id_, group)
                 raise
             with bind(pod=id_):
                 await self._create(meta, config, parameters)
         return id_
 
     def _meta(
-        self, id_: str, name: str, config: pb.PodSandboxConfig, encoded: bytes, handler: str
+        self,
+        id_: str,
+        name: str,
+        config: pb.PodSandboxConfig,
+        *,
+        encoded: bytes,
+        handler: str,
+        group: str,
     ) -> SandboxMeta:
         files = self.files(id_)
         plan = pod_plan(config)
@@ -215,6 +208,7 @@ class Sandboxes:
             shared_pid=plan.shared_pid,
             cgroup=config.linux.cgroup_parent,
             sandboxer=self._handlers[handler].sandboxer,
+            shim="" if group == id_ else group,
         )
 
     async def _create(
@@ -233,7 +227,7 @@ class Sandboxes:
             elif meta.shared_pid:
                 await self._timed("init", self._init.start(meta, config))
             await self._nri.run_pod(meta, ips)
-            if self._shims.get(meta.id) is None:
+            if self._shims.get(meta.group) is None:
                 raise Unavailable(f"pod sandbox {meta.id}: its shim died while it was made")
             await self._change(meta.id, SandboxEvent.CREATED, ips=ips, pid=pid)
             if meta.sandboxer == SHIM:
@@ -261,7 +255,7 @@ class Sandboxes:
             await blocking.call(self.files(meta.id).create, config)
 
     async def _start_shim(self, meta: SandboxMeta) -> None:
-        await self._shims.start(meta.id, self._handlers[meta.handler], timeout=SHIM_TIMEOUT)
+        await self._shims.start(meta.group, self._handlers[meta.handler], timeout=SHIM_TIMEOUT)
 
     async def _timed(self, stage: str, work: Awaitable[object]) -> None:
         with self._metrics.stage("run_pod_sandbox", stage):
@@ -302,7 +296,7 @@ class Sandboxes:
         record = self.table.get(meta.id)
         if record is None or not allows(SANDBOX, record.status.state, SandboxEvent.STOP):
             return
-        if record.status.state is SandboxState.NOT_READY and record.status.network_released:
+        if record.status.released:
             await self._stop_containers(meta)
             return
         await self._change(meta.id, SandboxEvent.STOP)
@@ -381,7 +375,7 @@ class Sandboxes:
             # The shim ends only without tasks: those of exited containers are being deleted.
             await _all(*(self._containers.exits.settled(i) for i in self.containers(meta.id)))
             await self._containers.remove(meta.id)  # the init, where there is one
-            await self._shims.stop(meta.id)
+            await self.places.leave(meta.id, meta.group, self.containers(meta.id))
 
     async def _release_network(self, meta: SandboxMeta) -> None:
         record = self.table.get(meta.id)
@@ -406,6 +400,12 @@ class Sandboxes:
 
     async def recover(self) -> None:
         """Looks after a start at what became of the sandboxes; call it after the containers'."""
+        for record in self.table:
+            if not record.status.released:
+                meta = record.meta
+                self.places.hold(meta.id, meta.group, meta.handler)
+                if self._shims.get(meta.group) is None:
+                    self.places.lost(meta.group)
         await asyncio.gather(*(self._recover(record.meta) for record in self.table))
 
     async def _recover(self, meta: SandboxMeta) -> None:
@@ -421,7 +421,7 @@ class Sandboxes:
                     await self._forget(meta)
                 elif record.status.state is SandboxState.READY:
                     await self._recover_ready(meta)
-                elif meta.sandboxer == SHIM and self._shims.get(meta.id) is not None:
+                elif meta.sandboxer == SHIM and self._shims.get(meta.group) is not None:
                     self._containers.later(self.by_shims.ended(meta))
             except (Error, OSError) as error:
                 _log.error("pod sandbox not recovered", error=one_line(error))
@@ -429,7 +429,7 @@ class Sandboxes:
     async def _recover_ready(self, meta: SandboxMeta) -> None:
         by_shim = meta.sandboxer == SHIM
         pinned = all(map(namespaces.is_pinned, pins(meta).values()))
-        intact = pinned and self._shims.get(meta.id) is not None
+        intact = pinned and self._shims.get(meta.group) is not None
         if intact and (not by_shim or await self.by_shims.survives(meta)):
             if by_shim:
                 self.by_shims.watch(meta.id, self.lost)
@@ -451,8 +451,15 @@ class Sandboxes:
             except (Error, OSError) as error:
                 _log.warning("pod sandbox not released", pod=id_, error=one_line(error))
 
+    async def shim_lost(self, group: str) -> None:
+        """A shim is gone, and with it the containers of the pods that it held."""
+        self.places.lost(group)
+        for record in list(self.table):
+            if record.meta.group == group:
+                await self.lost(record.meta.id)
+
     async def lost(self, id_: str) -> None:
-        """The sandbox's shim is gone, or what it made: with it its containers. It isn't ready."""
+        """What a sandbox consisted of is gone: it isn't ready."""
         record = self.table.get(id_)
         if record is not None and allows(SANDBOX, record.status.state, SandboxEvent.LOST):
             await self._change(id_, SandboxEvent.LOST)

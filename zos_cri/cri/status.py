@@ -79,6 +79,6 @@ async def _info(services: Services) -> dict[str, str]:
             {"mode": services.cgroups.mode, "favordynmods": await dynmods.favored()}
         ),
         "defaultRuntime": msgspec.json.encode(services.runtime).decode(),
-        "warmShims": json.dumps(services.sandboxes.warm.count()),
+        "warmShims": json.dumps(services.sandboxes.places.warm.count()),
         "recovered": json.dumps(services.containers.recovered.is_set()),
     }

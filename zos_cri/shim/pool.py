@@ -1,8 +1,9 @@
 """Shims kept warm: started for pods that nobody has asked for yet.
 
-A shim needs to know its group's id and nothing else, and the server chooses pod ids, so it can
-choose them ahead. What a server that was killed kept warm has a bundle and a record like any other
-shim, and no pod: the next one takes it over, or ends it.
+A shim needs to know its group's id and nothing else, so that can be chosen ahead. A shim that its
+pod has left is as good as a new one: where pods come and go those are kept too, up to as many
+again, for as long as they are of use. What a server that was killed kept warm has a bundle and a
+record like any other shim, and no pod: the next one takes it over, or ends it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.errors import Error, one_line
+from zos_cri.errors import Error, NotFound, one_line
 from zos_cri.linux import blocking
 from zos_cri.log import get_log
 from zos_cri.shim import bundle
@@ -23,14 +24,18 @@ if TYPE_CHECKING:
 
     from zos_cri.shim.handler import Handler
     from zos_cri.shim.manager import ShimManager
+    from zos_cri.shim.shim import Shim
 
 _log = get_log(__name__)
 
 # The containers of a pod are started right after it: until then the CPUs are theirs.
 REST: Final = 0.05
 RETRY: Final = 10.0  # a shim that can't be started can't be in the next instant either
-ADOPT_TIMEOUT: Final = 2.0  # for a shim without tasks to answer
+ASK_TIMEOUT: Final = 2.0  # for a shim without tasks to answer
 START_TIMEOUT: Final = 30.0
+# By how much more shims that pods have left may wait, and for how long when no pod takes any.
+SURPLUS: Final = 2
+SURPLUS_TIME: Final = 60.0
 
 
 class WarmShims:
@@ -39,6 +44,7 @@ class WarmShims:
     Args:
         sizes: how many to keep, by handler.
         rest: seconds without a pod being made before one is started.
+        surplus_time: seconds without a pod being made after which there are no more than these.
     """
 
     def __init__(
@@ -48,11 +54,14 @@ class WarmShims:
         handlers: Mapping[str, Handler],
         *,
         rest: float = REST,
+        surplus_time: float = SURPLUS_TIME,
     ) -> None:
         self._shims = shims
         self._sizes = {name: size for name, size in sizes.items() if size}
         self._handlers = handlers
         self._rest = rest
+        self._surplus_time = surplus_time
+        self._taken_at = 0.0
         self._warm: dict[str, deque[str]] = {name: deque() for name in self._sizes}
         self._unwanted: set[str] = set()  # groups to end: theirs have died
         self._starting = ""
@@ -72,9 +81,21 @@ class WarmShims:
         """How many there are, by handler."""
         return {name: len(warm) for name, warm in self._warm.items()}
 
+    def wants(self, handler: str) -> bool:
+        """Whether any are kept for a handler."""
+        return handler in self._sizes
+
+    def has_room(self, handler: str) -> bool:
+        """Whether one that a pod has left would be kept."""
+        return self._has_room(handler, SURPLUS)
+
+    def _has_room(self, handler: str, factor: int = 1) -> bool:
+        return len(self._warm.get(handler, ())) < factor * self._sizes.get(handler, 0)
+
     def take(self, handler: str) -> str | None:
-        """The id that a new pod is to have so that its shim runs already; None where none does."""
+        """The group of a shim that runs already, for a new pod; None where there is none."""
         warm = self._warm.get(handler, ())
+        self._taken_at = asyncio.get_running_loop().time()
         while warm:
             group = warm.popleft()
             self._wanted.set()
@@ -89,6 +110,22 @@ class WarmShims:
         shim = self._shims.get(group)
         if shim is not None and shim.handler.name in self._warm:
             self._warm[shim.handler.name].append(group)
+
+    async def keep(self, group: str) -> bool:
+        """Keeps a shim that its pods have left, where one is wanted that is as a new one would be.
+
+        Returns:
+            Whether it is kept.
+        """
+        shim = self._shims.get(group)
+        if shim is None or not await self._accept(shim, SURPLUS):
+            return False
+        if not self._has_room(shim.handler.name):
+            self._look_again(self._surplus_time)
+        return True
+
+    def _look_again(self, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._wanted.set)
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
@@ -116,8 +153,9 @@ class WarmShims:
     async def adopt(self, strays: Iterable[str]) -> set[str]:
         """Takes over what a killed server kept warm, out of the groups that no record names.
 
-        Only what is surely without tasks: a container has a bundle before it has a task. And only
-        as many as are wanted, started from the same binary with the same options.
+        Only what is surely without tasks: a container has a bundle before it has a task, and the
+        shim is asked for those that have one. And only as many as are wanted, started from the
+        same binary with the same options.
 
         Returns:
             The groups that were taken.
@@ -125,29 +163,30 @@ class WarmShims:
         groups = list(strays)
         if not groups or not self._warm:
             return set()
-        used = await blocking.call(bundle.containers, self._shims.bundles)
+        containers = await blocking.call(bundle.containers, self._shims.bundles)
         taken = set()
         for group in groups:
-            if group not in used and await self._adopt(group):
+            shim = self._shims.get(group)
+            if shim is None or not shim.alive or not self._has_room(shim.handler.name):
+                continue
+            # It knows no task by the group's name either, but so it says whether it answers.
+            tasks = [group, *containers.get(group, ())]
+            if await is_empty(shim, tasks) and await self._accept(shim):
                 taken.add(group)
         return taken
 
-    async def _adopt(self, group: str) -> bool:
-        shim = self._shims.get(group)
-        if shim is None or not shim.alive:
-            return False
+    async def _accept(self, shim: Shim, factor: int = 1) -> bool:
         name = shim.handler.name
-        warm = self._warm.get(name)
-        if warm is None or len(warm) >= self._sizes[name] or shim.handler != self._handlers[name]:
+        if not self._has_room(name, factor) or shim.handler != self._handlers[name]:
             return False
         try:
-            if not await self._shims.is_current(shim):
-                return False
-            await shim.task.connect(group, timeout=ADOPT_TIMEOUT)
+            current = await self._shims.is_current(shim)
         except (Error, OSError) as error:
-            _log.info("warm shim not taken over", group=group, error=one_line(error))
+            _log.info("shim not kept", group=shim.group, error=one_line(error))
             return False
-        warm.append(group)
+        if not current or not shim.alive or not self._has_room(name, factor):
+            return False
+        self._warm[name].append(shim.group)
         return True
 
     def start(self) -> None:
@@ -170,9 +209,11 @@ class WarmShims:
                 self._wanted.set()
 
     async def _fill(self) -> None:
+        self._drop_surplus()
         while self._unwanted:
-            group = self._unwanted.pop()
+            group = next(iter(self._unwanted))
             await self._shims.stop(group)
+            self._unwanted.discard(group)
         for name, size in self._sizes.items():
             while len(self._warm[name]) < size:
                 await self._until_idle()
@@ -180,6 +221,17 @@ class WarmShims:
                 await self._shims.start(group, self._handlers[name], timeout=START_TIMEOUT)
                 self._starting = ""
                 self._warm[name].append(group)
+
+    def _drop_surplus(self) -> None:
+        surplus = [(name, len(self._warm[name]) - size) for name, size in self._sizes.items()]
+        if not any(number > 0 for _, number in surplus):
+            return
+        early = self._taken_at + self._surplus_time - asyncio.get_running_loop().time()
+        if early > 0:
+            self._look_again(early)
+            return
+        for name, number in surplus:
+            self._unwanted.update(self._warm[name].popleft() for _ in range(number))
 
     async def _until_idle(self) -> None:
         loop = asyncio.get_running_loop()
@@ -193,6 +245,7 @@ class WarmShims:
             self._filling.cancel()
             await asyncio.wait([self._filling])
         groups = {*self.groups, *self._unwanted, self._starting} - {""}
+        self._sizes = {}
         for warm in self._warm.values():
             warm.clear()
         await asyncio.gather(*map(self._end, groups))
@@ -202,3 +255,20 @@ class WarmShims:
             await self._shims.stop(group)
         except (Error, OSError) as error:  # the next server tries again
             _log.warning("warm shim not ended", group=group, error=one_line(error))
+
+
+async def is_empty(shim: Shim, tasks: Iterable[str]) -> bool:
+    """Whether a shim that answers has none of these tasks.
+
+    Args:
+        tasks: the ids of containers that it had, or may have.
+    """
+    try:
+        for id_ in tasks:
+            with contextlib.suppress(NotFound):
+                await shim.task.state(id_, timeout=ASK_TIMEOUT)
+                return False
+    except Error as error:
+        _log.info("shim not kept", group=shim.group, error=one_line(error))
+        return False
+    return True

@@ -39,7 +39,7 @@ class Shim:
     """A running shim.
 
     Attributes:
-        group: the pod's id; its bundle is `bundle`.
+        group: its id; its bundle is `bundle`.
         task: its Task API; it dials again when the connection is gone.
         sandbox: its sandbox API, over the same; None where its handler doesn't use it.
         silent: it didn't answer when it was met after a restart of ours, nor has it since.

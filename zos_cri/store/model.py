@@ -36,7 +36,7 @@ class ContainerMeta(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     ns: str
     name: str
-    group: str  # whose shim holds it: the pod's id, or its own
+    group: str  # whose shim holds it: its pod's, or its own
     handler: str
     created_at: int  # ns since the epoch
     bundle: str
@@ -94,7 +94,13 @@ class SandboxMeta(msgspec.Struct, frozen=True, kw_only=True):
     shared_pid: bool = False  # an init container holds the pod's pid namespace
     cgroup: str = ""  # logical path of the pod's cgroup, "" where none was asked for
     sandboxer: str = "podsandbox"  # or "shim": see `shim.handler`
+    shim: str = ""  # the group of its shim where that isn't named for the pod
     version: int = VERSION
+
+    @property
+    def group(self) -> str:
+        """Whose shim holds the pod's containers."""
+        return self.shim or self.id
 
 
 class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,3 +120,8 @@ class SandboxStatus(msgspec.Struct, frozen=True, kw_only=True):
     overhead: bytes = b""
     resources: bytes = b""
     version: int = VERSION
+
+    @property
+    def released(self) -> bool:
+        """Whether it was stopped: all that it held was given back, its shim too."""
+        return self.state is SandboxState.NOT_READY and self.network_released

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tests.unit.audit.test_expected import container
 from zos_cri.audit import check
 from zos_cri.audit.expected import Records
 from zos_cri.audit.model import Finding, Kind, Thing, Verdict
 from zos_cri.errors import Unavailable
 from zos_cri.linux.cgroup import Cgroups
+from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +77,20 @@ async def test_shims_that_are_kept_warm_are_no_strays() -> None:
     assert [f.id for f in await audit(both, both)] == ["b", "b"]
     used = [*shim("a"), Thing(Kind.BUNDLE, "c", "/c", group="a")]
     assert {f.id for f in await audit(used, used)} == {"a", "c"}
+
+
+async def test_a_shim_is_kept_warm_after_containers_that_have_ended() -> None:
+    things = [
+        Thing(Kind.SHIM, "a", "pid 7", live=True),
+        Thing(Kind.BUNDLE, "a", "/a"),
+        Thing(Kind.BUNDLE, "c", "/c", group="a"),
+    ]
+    looks: Any = Looks(things)
+
+    async def records() -> Records:
+        return Records((), (container(ContainerState.EXITED, group="a"),))
+
+    assert await check.audit(looks, records, settle=0) == []
 
 
 def findings(*things: tuple[Kind, str, Path]) -> list[Finding]:

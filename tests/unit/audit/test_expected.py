@@ -22,9 +22,18 @@ POD = {Kind.SHIM, Kind.BUNDLE, Kind.SANDBOX, Kind.NAMESPACE, Kind.NETWORK}
 CONTAINER = {Kind.BUNDLE, Kind.PROCESS, Kind.CGROUP, Kind.FIFO, Kind.LOG}
 
 
-def sandbox(state: SandboxState, **status: Any) -> tuple[SandboxMeta, SandboxStatus]:
+def sandbox(
+    state: SandboxState, *, shim: str = "", **status: Any
+) -> tuple[SandboxMeta, SandboxStatus]:
     meta = SandboxMeta(
-        id="p", name="p", config=b"", handler="runc", created_at=1, netns="/p/net", cgroup="/pods/p"
+        id="p",
+        name="p",
+        config=b"",
+        handler="runc",
+        created_at=1,
+        netns="/p/net",
+        cgroup="/pods/p",
+        shim=shim,
     )
     return meta, SandboxStatus(state=state, **status)
 
@@ -60,6 +69,19 @@ def test_a_ready_pod() -> None:
     records = Records((sandbox(SandboxState.READY),))
     assert missing(records) == {(kind, "p") for kind in POD}
     assert strays(records, "p") == set(Kind) - POD - {Kind.MOUNT, Kind.ADDRESS}
+
+
+def test_a_pod_whose_shim_is_not_named_for_it() -> None:
+    records = Records((sandbox(SandboxState.READY, shim="s"),))
+    of_shim = {Kind.SHIM, Kind.BUNDLE}
+    assert missing(records) == {(kind, "p") for kind in POD - of_shim} | {
+        (kind, "s") for kind in of_shim
+    }
+    assert strays(records, "s") == set(Kind) - of_shim
+    assert strays(Records((sandbox(SandboxState.STOPPING, shim="s"),)), "s") == set()
+    stopped = sandbox(SandboxState.NOT_READY, shim="s", network_released=True)
+    ended = container(ContainerState.EXITED, group="s")
+    assert strays(Records((stopped,), (ended,)), "s") == set(Kind)
 
 
 def test_a_stopped_pod_holds_nothing() -> None:

@@ -294,6 +294,42 @@ async def test_a_lost_shim_makes_the_pod_not_ready_until_it_is_removed(bench):
     assert bench.leftovers() == []
 
 
+async def test_a_shim_that_is_lost_takes_all_pods_in_it(bench):
+    bench.pods_per_shim["runc"] = 3
+    pods = [await bench.sandboxes.run(pod_config(name), "") for name in "abc"]
+    groups = {bench.sandboxes.find(pod).meta.group for pod in pods}
+    assert len(groups) == 1
+    assert groups.isdisjoint(pods)
+    await bench.sandboxes.remove(pods[0])
+    assert [call for call, _ in bench.shims.calls].count("stop") == 0
+    await bench.run("d" * 64, ns=pods[1], name="d", group=min(groups))
+    bench.shims.lose(min(groups))
+    dead = DeadShim(min(groups), bench.containers._handlers["runc"], 1, {})
+    await recovery.shim_lost(bench.containers, dead)
+    await bench.sandboxes.shim_lost(min(groups))
+    assert [bench.pod(pod).state for pod in pods[1:]] == [S.NOT_READY] * 2
+    bench.sandboxes = bench.serve_pods()
+    await bench.sandboxes.recover()
+    other = await bench.sandboxes.run(pod_config("d"), "")
+    assert bench.sandboxes.find(other).meta.group not in groups
+    for pod in (*pods[1:], other):
+        await bench.sandboxes.remove(pod)
+    assert bench.leftovers() == []
+
+
+async def test_a_pod_that_has_left_its_shim_does_not_end_it_whatever_server_removes_it(bench):
+    bench.pods_per_shim["runc"] = 2
+    first, second = [await bench.sandboxes.run(pod_config(name), "") for name in "ab"]
+    await bench.sandboxes.stop(first)
+    bench.sandboxes = bench.serve_pods()
+    await bench.sandboxes.recover()
+    await bench.sandboxes.remove(first)
+    assert bench.pod(second).state is S.READY
+    assert ("stop", bench.sandboxes.find(second).meta.group) not in bench.shims.calls
+    await bench.sandboxes.remove(second)
+    assert bench.leftovers() == []
+
+
 @pytest.mark.parametrize(
     ("recorded", "state"),
     [

@@ -27,8 +27,14 @@ class Fixture:
         self.shims = FakeShims(tmp_path / "bundles")
         self.pools: list[WarmShims] = []
 
-    def pool(self, *, rest: float = 0.0, **sizes: int) -> WarmShims:
-        made = WarmShims(self.shims, sizes, HANDLERS, rest=rest)  # type: ignore[arg-type]
+    def pool(self, *, rest: float = 0.0, surplus_time: float = 60.0, **sizes: int) -> WarmShims:
+        made = WarmShims(
+            self.shims,  # type: ignore[arg-type]
+            sizes,
+            HANDLERS,
+            rest=rest,
+            surplus_time=surplus_time,
+        )
         self.pools.append(made)
         return made
 
@@ -91,6 +97,40 @@ async def test_one_whose_pod_is_not_made_is_kept(fixture: Fixture) -> None:
     assert warm.take("runc") == taken
 
 
+async def test_as_many_again_are_kept_of_those_that_pods_have_left(fixture: Fixture) -> None:
+    warm = await fixture.filled(runc=1)
+    taken = warm.take("runc")
+    await until(lambda: warm.count() == {"runc": 1})
+    fixture.shims.add("cold", HANDLERS["runc"])
+    fixture.shims.add("other", HANDLERS["other"])
+    assert taken
+    assert [await warm.keep(group) for group in (taken, "cold", "other", "none")] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert warm.groups[-1] == taken
+    starts = [method for method, _ in fixture.shims.calls].count("start")
+    assert warm.take("runc")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert [method for method, _ in fixture.shims.calls].count("start") == starts
+
+
+async def test_those_beyond_what_is_wanted_end_when_no_pod_has_come_for_a_while(
+    fixture: Fixture,
+) -> None:
+    warm = fixture.pool(surplus_time=0.05, runc=2)
+    for group in "abc":
+        fixture.shims.add(group, HANDLERS["runc"])
+        assert await warm.keep(group)
+    warm.start()
+    await until(lambda: set(fixture.shims.shims) == {"b", "c"})
+    assert warm.groups == ["b", "c"]
+    assert fixture.shims.calls == [("stop", "a")]
+
+
 async def test_one_that_has_died_is_replaced_and_its_bundle_goes(fixture: Fixture) -> None:
     warm = await fixture.filled(runc=2)
     dead, other = warm.groups
@@ -140,6 +180,7 @@ async def test_only_a_shim_that_is_as_a_new_one_would_be_is_taken_over(fixture: 
     path = bundle.create(shims.bundles, "1" * 64, group="container")
     annotations = {bundle.GROUP_ANNOTATION: "container"}
     bundle.write_config(path, {"process": {}, "annotations": annotations})
+    shims.tasks.add("1" * 64)
     shims.add("changed", Handler(name="runc", runtime="crun"))
     shims.add("unwanted", HANDLERS["other"])
     shims.add("unknown", Handler(name="gone"))
@@ -152,7 +193,7 @@ async def test_only_a_shim_that_is_as_a_new_one_would_be_is_taken_over(fixture: 
 
 async def test_a_shim_that_does_not_answer_is_not_taken_over(fixture: Fixture) -> None:
     fixture.shims.add("a", HANDLERS["runc"])
-    fixture.shims.tasks.fail("connect", Unavailable("hangs"))
+    fixture.shims.tasks.fail("state", Unavailable("hangs"))
     assert await fixture.pool(runc=1).adopt(["a"]) == set()
 
 
