@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 IMAGE: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 WARM_UP: Final = 2  # cycles that don't count
 AMONG: Final = 5  # cycles while many pods run
+# Of cycles at once: all begin together, and the last ones have the machine for themselves.
+WAVES: Final = 5
 FILL_AT_ONCE: Final = 10
 MIB: Final = 1 << 20
 UNIFIED: Final = Path("/sys/fs/cgroup/unified")  # version 2 beside version 1
@@ -291,7 +293,7 @@ def one_round(
         if before is not None and after is not None:
             recorder.add(f"{prefix}/cpu", (after - before) / options.cycles * 1000)
     for number in options.at_once:
-        workload.at_once(recorder, number, max(2 * number, options.cycles))
+        workload.at_once(recorder, number, max(WAVES * number, options.cycles))
         target.settle()
     for number in options.pods:
         _with_pods(target, workload, recorder, number, reads=options.reads)

@@ -1,4 +1,4 @@
-"""From measurements to a table: medians, percentiles, and ratios by pairs of rounds."""
+"""From measurements to a table: medians, percentiles, and ratios of medians."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours ÷ peer: of each pair of rounds the medians', and of those the median and the ends."""
+    """Ours ÷ peer: of the medians of all rounds, and the least and the most of a pair of rounds."""
 
     middle: float
     low: float
@@ -134,14 +134,18 @@ def pooled(result: Result, target: str, key: str) -> list[float]:
 
 
 def ratio(result: Result, ours: str, peer: str, key: str) -> Ratio | None:
-    """By the pairs of rounds in which both have the measurement; None where none has."""
+    """Of the rounds in which both have the measurement; None where none has."""
+    above: list[float] = []
+    below: list[float] = []
     found = []
     for mine, other in zip(result.rounds[ours], result.rounds[peer], strict=False):
-        if mine.get(key) and other.get(key):
-            below = statistics.median(other[key])
-            if below:
-                found.append(statistics.median(mine[key]) / below)
-    return Ratio(statistics.median(found), min(found), max(found)) if found else None
+        if mine.get(key) and other.get(key) and statistics.median(other[key]):
+            above += mine[key]
+            below += other[key]
+            found.append(statistics.median(mine[key]) / statistics.median(other[key]))
+    if not found:
+        return None
+    return Ratio(statistics.median(above) / statistics.median(below), min(found), max(found))
 
 
 def measured_rows(result: Result) -> Iterator[Row]:
