@@ -139,16 +139,18 @@ def make_target(argument: str, number: int, place: Place, setting: Setting) -> T
     if given:
         endpoint = address if ":" in address else f"unix:{address}"
         return Target(name, endpoint=endpoint, spot=spot)
-    kind, _, runtime = argument.partition(":")
+    kind, _, rest = argument.partition(":")
+    runtime, _, variant = rest.partition(":")
     path = find_runtime(runtime) if runtime else setting.runtime
-    if kind == "containerd":
+    if kind == "containerd" and not variant:
         return Containerd(argument, spot, setting, runtime=path)
     name, _, tree = kind.partition("@")
-    if name == "zos-cri":
+    if name == "zos-cri" and (variant in {"", "rs"} or variant.isdecimal()):
         directory = Path(tree).resolve() if tree else ROOT
-        return Ours(argument, spot, setting, tree=directory, runtime=path)
+        return Ours(argument, spot, setting, tree=directory, runtime=path, variant=variant)
     raise SystemExit(
-        f"hack/bench: {argument}: not zos-cri[@TREE][:RUNTIME], containerd[:RUNTIME] or NAME=SOCKET"
+        f"hack/bench: {argument}: not zos-cri[@TREE][:[RUNTIME][:rs|:NUMBER]],"
+        " containerd[:RUNTIME] or NAME=SOCKET"
     )
 
 
@@ -172,7 +174,7 @@ def prepare_host(options: argparse.Namespace) -> None:
     """
     if options.favordynmods and not asyncio.run(dynmods.favor()):
         raise SystemExit("hack/bench: --favordynmods: this kernel doesn't do it")
-    if any(target.endswith(":crun") for target in options.targets) and UNIFIED.is_mount():
+    if any(":crun" in target for target in options.targets) and UNIFIED.is_mount():
         # crun before 1.9 refuses hybrid cgroups; the mount is our namespace's own. What it makes
         # there all the same must not stay below the host's mount.
         unmount(str(UNIFIED), lazy=True)

@@ -185,11 +185,18 @@ class Started(Target):
 
 
 class Ours(Started):
-    """`zos-cri serve` of a source tree."""
+    """`zos-cri serve` of a source tree.
+
+    Args:
+        variant: `rs` for the shim in Rust, or how many pods share a shim; "" for neither.
+    """
 
     def __init__(
-        self, name: str, spot: Spot, setting: Setting, *, tree: Path, runtime: Path
+        self, name: str, spot: Spot, setting: Setting, *, tree: Path, runtime: Path, variant: str
     ) -> None:
+        shim = (
+            setting.shim.with_name(f"{setting.shim.name}-rs") if variant == "rs" else setting.shim
+        )
         super().__init__(name, socket="zos-cri.sock", spot=spot)
         self._tree = tree
         conf_dir = write_cni(spot.state, setting)
@@ -211,9 +218,10 @@ socket = "{spot.run / "nri.sock"}"
 plugin_dir = "{spot.state / "nri"}"
 plugin_config_dir = "{spot.state / "nri.d"}"
 [handlers.runc]
-shim = "{setting.shim}"
+shim = "{shim}"
 runtime = "{runtime}"
 {OLD_CRUN if runtime.name == "crun" else ""}
+{f"pods_per_shim = {variant}" if variant.isdecimal() else ""}
 """
         )
 
