@@ -12,6 +12,7 @@ nothing, and the server's and the logger's memory and descriptors are what they 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -179,7 +180,8 @@ class Client(threading.Thread):
             ),
         ).container_id
         self._start(container)
-        expected = {code}
+        # Where a kill cuts a start off, these may be the runtime's own codes: told as StartError.
+        expected = {code, 128} if code in (1, 255) else {code}
         rotations = 0
         if chance.random() < SHIM_KILLS and self._kill_shim(pod):
             expected |= {137, 255}
@@ -196,6 +198,8 @@ class Client(threading.Thread):
                     time.sleep(chance.random() * 0.3)
         assert status.exit_code in expected, f"{name}: {status.exit_code}, not {expected}"
         self._soak.figures.count("exit codes")
+        if status.exit_code != code:
+            lines = 0  # it may never have begun
         if lines:
             self._check_log(name, lines, rotations)
         if chance.random() < 0.5:
@@ -221,7 +225,9 @@ class Client(threading.Thread):
         return status
 
     def _kill_shim(self, pod: str) -> bool:
-        shims = [pid for pid, line in self._server.processes() if "-shim-" in line and pod in line]
+        request = pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+        told = json.loads(self._server.ask("PodSandboxStatus", request).info["info"])["shim"]
+        shims = [pid for pid, line in self._server.processes() if "-shim-" in line and told in line]
         for pid in shims:
             os.kill(pid, signal.SIGKILL)
             self._soak.figures.count("kills of shims")

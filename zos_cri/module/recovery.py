@@ -33,6 +33,9 @@ _log = get_log(__name__)
 ASK_TIMEOUT: Final = 5.0  # of a shim after a restart; one that takes longer is asked again later
 ASK_AGAIN: Final = 10.0  # seconds between questions to a shim that doesn't answer
 EXITS_TIMEOUT: Final = 3.0  # the end of the output is waited for, up to 2 s, before an exit is told
+# What a runtime's first process in a container ends with where the program can't begin: runc's and
+# crun's with 1, runc's from 1.2 on with 255.
+_RUNTIMES_CODES: Final = (1, 255)
 # What a shim, and nobody else, knows the truth of.
 _OPEN: Final = (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.UNKNOWN)
 
@@ -132,13 +135,13 @@ async def _recover_task(
 async def _cut_off(containers: Containers, record: ContainerRecord, state: TaskState) -> bool:
     """Whether a start was killed with the server amid letting the program begin.
 
-    Then the exit is the runtime's, or that of a program that was let go in the last instant: which
-    of them can't be known. One that succeeded was the program's.
+    Then the exit is the runtime's, or that of a program that was let go in the last instant. Which
+    of them can't be known where the code is one that runtimes end with; any other is the program's.
     """
     return (
         record.status.state is ContainerState.STARTING
         and state.status is TaskStatus.STOPPED
-        and state.exit_status != 0
+        and state.exit_status in _RUNTIMES_CODES
         and await containers.start_was_cut_off(record.meta)
     )
 

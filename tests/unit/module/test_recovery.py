@@ -161,19 +161,23 @@ async def test_an_exit_that_was_noted_counts_whatever_the_shim_says(bench, shim)
     assert (status.exit_code, status.finished_at, status.reason) == (9, 12345, "OOMKilled")
 
 
-async def test_a_start_that_was_cut_off_has_failed(bench):
+@pytest.mark.parametrize("code", [1, 255])
+async def test_a_start_that_was_cut_off_has_failed(bench, code):
     await remember(bench, C.STARTING)
-    arrange(bench, TaskStatus.STOPPED)
+    arrange(bench, UNKNOWN)
+    bench.tasks.add(ID, status=TaskStatus.STOPPED, pid=78).exit = Exit(code, EXIT_AT)
     bench.shims.cut_off.add(ID)
     await recover(bench)
     status = bench.status()
     assert (status.state, status.exit_code, status.reason) == (C.EXITED, 128, "StartError")
-    assert status.message.endswith("its start was cut off with the server, then it ended: 5")
+    assert status.message.endswith(f"its start was cut off with the server, then it ended: {code}")
     assert bench.tasks.tasks == {}
 
 
-@pytest.mark.parametrize(("recorded", "code"), [(C.STARTING, 0), (C.RUNNING, 5)])
-async def test_what_succeeded_or_was_seen_to_run_has_not_failed_to_start(bench, recorded, code):
+@pytest.mark.parametrize(
+    ("recorded", "code"), [(C.STARTING, 0), (C.STARTING, 43), (C.RUNNING, 1), (C.RUNNING, 5)]
+)
+async def test_an_exit_that_can_only_be_the_programs_is_told_as_such(bench, recorded, code):
     await remember(bench, recorded)
     arrange(bench, UNKNOWN)
     bench.tasks.add(ID, status=TaskStatus.STOPPED, pid=78).exit = Exit(code, EXIT_AT)
