@@ -335,6 +335,7 @@ class FakeShims:
         self.calls: list[tuple[str, str]] = []
         self.dead: list[DeadShim] = []
         self.cut_off: set[str] = set()  # containers whose start was killed halfway
+        self.begun: set[int] = set()  # first processes that are the program already
         self.outdated: set[str] = set()  # groups whose shim's file was replaced
         self._failures: dict[str, list[BaseException]] = {}
 
@@ -372,6 +373,9 @@ class FakeShims:
 
     async def start_was_cut_off(self, group: str, id: str) -> bool:
         return id in self.cut_off
+
+    async def has_begun(self, group: str, pid: int) -> bool:
+        return pid in self.begun
 
     async def recover(self) -> list[FakeShim | DeadShim]:
         self._enter("recover", "")

@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -196,7 +196,8 @@ class Client(threading.Thread):
                     self._pull()
                 case _:
                     time.sleep(chance.random() * 0.3)
-        assert status.exit_code in expected, f"{name}: {status.exit_code}, not {expected}"
+        told = f"{status.exit_code} {status.reason} {status.message}"
+        assert status.exit_code in expected, f"{name}: {told}, not {expected}"
         self._soak.figures.count("exit codes")
         if status.exit_code != code:
             lines = 0  # it may never have begun
@@ -320,18 +321,18 @@ def soak(*, seconds: float, clients: int, kill_every: float, seed: int) -> Figur
             begun = cri.ContainerStatus(request).status.started_at
         whole = Soak(server, registry, seconds=seconds, clients=clients, seed=seed)
         figures = whole.run(kill_every)
-        assert figures.problems == []
+        assert figures.problems == [], figures.problems
         status = server.ask("ContainerStatus", request).status
         assert (status.state, status.started_at) == (pb.CONTAINER_RUNNING, begun)
         text = (server.logs / "bystander" / "main.log").read_text()
         numbers = [int(line.split()[-1]) for line in text.splitlines()]
         assert numbers == list(range(len(numbers)))
         assert len(numbers) > seconds
-        assert server.audit() == []
+        _nothing(server.audit())
         server.remove_pods()
         server.stop()  # ends the warm shims
-        assert server.leftovers() == []
-        assert server.audit() == []
+        _nothing(server.leftovers())
+        _nothing(server.audit())
     for name in ("server_rss", "logger_rss"):
         grown = figures.median(name, last=True) - figures.median(name, last=False)
         assert grown < GROWTH, f"{name} has grown by {grown / 2**20:.1f} MiB"
@@ -339,6 +340,10 @@ def soak(*, seconds: float, clients: int, kill_every: float, seed: int) -> Figur
         grown = figures.median(name, last=True) - figures.median(name, last=False)
         assert grown < SPARE + 8 * clients, f"{name} has grown by {grown:.0f}"
     return figures
+
+
+def _nothing(found: list[Any]) -> None:
+    assert found == [], found
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -220,6 +220,26 @@ async def test_a_start_that_was_cut_off_is_told_from_a_program_that_ended(harnes
     await shim.task.delete(container)
 
 
+async def test_a_program_that_has_begun_is_told_from_a_runtime_that_waits(harness: Harness) -> None:
+    shim = await harness.manager.start(harness.new_group(), harness.handler)
+    await harness.create(shim, ["sleep", "1000"])
+    (container,) = harness.containers
+    pid = (await shim.task.state(container)).pid
+    assert not await harness.manager.has_begun(shim.group, pid)
+    # As a `runc start` that is killed when it has let it go on.
+    fifo = os.open(Path(shim.handler.root, "zos", container, "exec.fifo"), os.O_RDONLY)
+    assert os.read(fifo, 1) == b"0"
+    os.close(fifo)
+    async with asyncio.timeout(5):
+        while not await harness.manager.has_begun(shim.group, pid):
+            await asyncio.sleep(0.001)
+    assert (await shim.task.state(container)).status is TaskStatus.CREATED
+    await shim.task.kill(container, 9)
+    assert (await shim.task.wait(container)).status == 137
+    await shim.task.delete(container)
+    assert not await harness.manager.has_begun(shim.group, pid)
+
+
 async def test_shim_and_runtime_are_killed_in_the_midst_of_a_create(harness: Harness) -> None:
     """runc has made a cgroup and the shim a mount, and neither has noted anything down."""
     shim = await harness.manager.start(harness.new_group(), harness.handler)

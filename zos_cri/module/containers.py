@@ -457,7 +457,9 @@ class Containers:
         """Whether the runtime made a container, and never let its program begin."""
         return await self._shims.start_was_cut_off(meta.group, meta.id)
 
-    # ---- shared
+    async def has_begun(self, meta: ContainerMeta, pid: int) -> bool:
+        """Whether a container runs its program though its shim says that it wasn't started."""
+        return await self._shims.has_begun(meta.group, pid)
 
     def _lock(self, id_: str) -> asyncio.Lock:
         return self._locks.setdefault(id_, asyncio.Lock())

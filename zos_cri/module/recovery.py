@@ -109,7 +109,9 @@ async def _recover_task(
             await _change(containers, id_, ContainerEvent.LOST)
         containers.later(_ask_again(containers, record, shim))
         return
-    if state.status is TaskStatus.CREATED:
+    if state.status is TaskStatus.CREATED and not await containers.has_begun(
+        record.meta, state.pid
+    ):
         # Create was done, Start wasn't: nothing of the container has run.
         await exits.delete_task(record.meta, shim, kill=True)
         await _undo_start(containers, record)

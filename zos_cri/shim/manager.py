@@ -384,6 +384,17 @@ class ShimManager:
         fifo = self._runtime_state(group, container) / "exec.fifo"
         return await blocking.call(fifo.exists)
 
+    async def has_begun(self, group: str, pid: int) -> bool:
+        """Whether a container that its shim thinks was never started runs its program all the same.
+
+        That is so where the runtime's `start` was cut off when it had let the first process go on.
+
+        Args:
+            pid: of the container's first process, as the shim has it.
+        """
+        on_host = self._shims[group].handler.on_host
+        return on_host and pid > 0 and await blocking.call(processes.has_begun, pid)
+
     def _runtime_state(self, group: str, container: str) -> Path:
         return Path(self._shims[group].handler.root, self._namespace, container)
 

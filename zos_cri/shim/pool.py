@@ -158,14 +158,16 @@ class WarmShims:
         same binary with the same options.
 
         Returns:
-            The groups that were taken.
+            The groups that are kept: those that were taken, and those that a pod has left since.
         """
         groups = list(strays)
-        if not groups or not self._warm:
-            return set()
+        taken = set(groups).intersection(self.groups)
+        if len(taken) == len(groups) or not self._warm:
+            return taken
         containers = await blocking.call(bundle.containers, self._shims.bundles)
-        taken = set()
         for group in groups:
+            if group in taken:
+                continue
             shim = self._shims.get(group)
             if shim is None or not shim.alive or not self._has_room(shim.handler.name):
                 continue
@@ -186,6 +188,7 @@ class WarmShims:
             return False
         if not current or not shim.alive or not self._has_room(name, factor):
             return False
+        assert shim.group not in self._warm[name]  # two pods would share it
         self._warm[name].append(shim.group)
         return True
 

@@ -129,6 +129,20 @@ def _kill(pid: int, bundle: Path, group: str, deadline: float) -> None:
         os.close(descriptor)
 
 
+def has_begun(pid: int) -> bool:
+    """Whether a container's first process has become its program.
+
+    Until then it is the runtime's, and waits at a FIFO of the runtime's state, of which it holds a
+    descriptor that goes with execve: runc and crun alike. False where there is no such process.
+    """
+    directory = f"/proc/{pid}/fd"
+    try:
+        links = [_link(f"{directory}/{name}") for name in os.listdir(directory)]
+    except OSError:
+        return False
+    return bool(_link(f"/proc/{pid}/exe")) and not any(x.endswith("/exec.fifo") for x in links)
+
+
 def _pids() -> Iterator[int]:
     with os.scandir("/proc") as entries:
         for entry in entries:

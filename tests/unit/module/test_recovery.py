@@ -187,6 +187,19 @@ async def test_an_exit_that_can_only_be_the_programs_is_told_as_such(bench, reco
     assert bench.status().exit_code == code
 
 
+async def test_a_program_that_runs_is_not_started_a_second_time(bench):
+    """Its start was cut off when the runtime had let it go, and its shim knows nothing of that."""
+    await remember(bench, C.STARTING)
+    arrange(bench, UNKNOWN)
+    bench.tasks.add(ID, status=TaskStatus.CREATED, pid=78)
+    bench.shims.begun.add(78)
+    await recover(bench)
+    assert (bench.status().state, bench.status().pid) == (C.RUNNING, 78)
+    bench.tasks.end(ID, 5)
+    await until(lambda: bench.status().state is C.EXITED)
+    assert bench.status().exit_code == 5
+
+
 async def test_a_start_that_was_undone_can_be_asked_again(bench):
     await remember(bench, C.STARTING)
     arrange(bench, TaskStatus.CREATED)

@@ -174,6 +174,17 @@ async def test_those_of_a_killed_server_are_taken_over_as_far_as_they_are_wanted
     assert [call for call in fixture.shims.calls if call[0] == "start"] == []
 
 
+async def test_one_that_a_pod_has_left_is_not_taken_over_as_well(fixture: Fixture) -> None:
+    """As when what a killed server had begun is undone before strays are looked for."""
+    for group in "ab":
+        fixture.shims.add(group, HANDLERS["runc"])
+    warm = fixture.pool(runc=1)
+    assert await warm.keep("b")
+    assert await warm.keep("a")
+    assert await warm.adopt("ab") == {"a", "b"}
+    assert warm.groups == ["b", "a"]
+
+
 async def test_only_a_shim_that_is_as_a_new_one_would_be_is_taken_over(fixture: Fixture) -> None:
     shims = fixture.shims
     shims.add("container", HANDLERS["runc"])
