@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -178,6 +180,41 @@ def test_a_shim_that_a_pod_has_left_serves_another_though_the_first_is_listed(no
     node.remove_pods()
     node.stop()
     assert node.leftovers() == []
+
+
+def test_pods_of_the_first_format_go_on_and_later_ones_are_in_other_shims(
+    runtime: Runtime,
+) -> None:
+    """Version 1 of records knew no shim but one of the pod's own name."""
+    with serving(runtime) as node:
+        with node.cri() as cri:
+            old = node.run_pod(cri, "old")
+            container = node.run_container(cri, old)
+        before = shims(node)
+        assert set(before) == {old}
+        node.stop()
+        with contextlib.closing(sqlite3.connect(node.state / "state.db")) as database, database:
+            for table in ("sandbox", "container"):
+                for column in ("meta", "status"):
+                    ((id_, text),) = database.execute(f"SELECT id, {column} FROM {table}")
+                    record = {**json.loads(text), "version": 1}
+                    record.pop("shim", None)
+                    values = (json.dumps(record).encode(), id_)
+                    database.execute(f"UPDATE {table} SET {column} = ? WHERE id = ?", values)
+        node.config.write_text(
+            node.config.read_text().replace("warm_shims = 0", f"warm_shims = {WARM}")
+        )
+        node.start()
+        after = filled(node, 1)
+        assert after.items() > before.items()
+        assert node.audit() == []
+        with node.cri() as cri:
+            assert shim_of(cri, old) == old
+            assert state(cri, container) == pb.CONTAINER_RUNNING
+            assert shim_of(cri, node.run_pod(cri, "new")) in set(after) - {old}
+        node.remove_pods()
+        node.stop()
+        assert node.leftovers() == []
 
 
 @pytest.fixture

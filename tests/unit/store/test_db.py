@@ -321,7 +321,7 @@ def test_a_row_of_a_newer_version_is_refused_not_set_aside(path):
     db.close()
     newer = msgspec.json.encode(ContainerStatus(version=9))
     edit(path, "UPDATE container SET status = ? WHERE id = 'b'", newer)
-    with pytest.raises(FailedPrecondition, match="container b: version 9 is newer than 1"):
+    with pytest.raises(FailedPrecondition, match="container b: version 9 is newer than 2"):
         Database(path)
     assert edit(path, "SELECT count(*) FROM container") == [(3,)]
 
