@@ -192,7 +192,14 @@ class Ours(Started):
     """
 
     def __init__(
-        self, name: str, spot: Spot, setting: Setting, *, tree: Path, runtime: Path, variant: str
+        self,
+        name: str,
+        spot: Spot,
+        setting: Setting,
+        *,
+        tree: Path,
+        runtime: Path,
+        variant: str = "",
     ) -> None:
         shim = (
             setting.shim.with_name(f"{setting.shim.name}-rs") if variant == "rs" else setting.shim
