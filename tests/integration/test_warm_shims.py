@@ -33,8 +33,8 @@ def shims(server: Server) -> dict[str, int]:
     """The shims' processes by their group."""
     found = {}
     for pid, line in server.processes():
-        words = line.split()
-        if "-shim-" in words[0] and "start" not in words:
+        words = line.split()  # none of a process that is just ending
+        if words and "-shim-" in words[0] and "start" not in words:
             found[words[words.index("-id") + 1]] = pid
     return found
 
