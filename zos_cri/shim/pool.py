@@ -64,7 +64,8 @@ class WarmShims:
         self._taken_at = 0.0
         self._warm: dict[str, deque[str]] = {name: deque() for name in self._sizes}
         self._unwanted: set[str] = set()  # groups to end: theirs have died
-        self._starting = ""
+        self._starting = ""  # the group of the one that is being started, and its handler
+        self._starting_for = ""
         self._making = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -90,7 +91,8 @@ class WarmShims:
         return self._has_room(handler, SURPLUS)
 
     def _has_room(self, handler: str, factor: int = 1) -> bool:
-        return len(self._warm.get(handler, ())) < factor * self._sizes.get(handler, 0)
+        number = len(self._warm.get(handler, ())) + (self._starting_for == handler)
+        return number < factor * self._sizes.get(handler, 0)
 
     def take(self, handler: str) -> str | None:
         """The group of a shim that runs already, for a new pod; None where there is none."""
@@ -108,8 +110,13 @@ class WarmShims:
     def give_back(self, group: str) -> None:
         """The pod that a shim was taken for is not made; nothing where it wasn't one of these."""
         shim = self._shims.get(group)
-        if shim is not None and shim.handler.name in self._warm:
+        if shim is None or shim.handler.name not in self._warm:
+            return
+        if self.has_room(shim.handler.name):
             self._warm[shim.handler.name].append(group)
+        else:
+            self._unwanted.add(group)
+            self._wanted.set()
 
     async def keep(self, group: str) -> bool:
         """Keeps a shim that its pods have left, where one is wanted that is as a new one would be.
@@ -207,7 +214,7 @@ class WarmShims:
             except (Error, OSError) as error:
                 _log.warning("no warm shim", error=one_line(error), again=RETRY)
                 self._unwanted |= {self._starting} - {""}
-                self._starting = ""
+                self._starting = self._starting_for = ""
                 await asyncio.sleep(RETRY)
                 self._wanted.set()
 
@@ -221,8 +228,9 @@ class WarmShims:
             while len(self._warm[name]) < size:
                 await self._until_idle()
                 self._starting = group = secrets.token_hex(32)
+                self._starting_for = name
                 await self._shims.start(group, self._handlers[name], timeout=START_TIMEOUT)
-                self._starting = ""
+                self._starting = self._starting_for = ""
                 self._warm[name].append(group)
 
     def _drop_surplus(self) -> None:

@@ -118,6 +118,28 @@ async def test_as_many_again_are_kept_of_those_that_pods_have_left(fixture: Fixt
     assert [method for method, _ in fixture.shims.calls].count("start") == starts
 
 
+async def test_one_that_is_being_started_counts_among_them(fixture: Fixture) -> None:
+    gate, start = asyncio.Event(), fixture.shims.start
+
+    async def slow(*arguments: object, **fields: object) -> object:
+        await gate.wait()
+        return await start(*arguments, **fields)  # type: ignore[arg-type]
+
+    fixture.shims.start = slow  # type: ignore[method-assign, assignment]
+    warm = fixture.pool(runc=1)
+    warm.start()
+    await until(lambda: warm._starting)
+    assert warm.take("runc") is None
+    for group in "ab":
+        fixture.shims.add(group, HANDLERS["runc"])
+    assert [await warm.keep(group) for group in "ab"] == [True, False]
+    warm.give_back("b")
+    gate.set()
+    await until(lambda: ("stop", "b") in fixture.shims.calls)
+    assert len(warm.groups) == 2
+    assert "a" in warm.groups
+
+
 async def test_those_beyond_what_is_wanted_end_when_no_pod_has_come_for_a_while(
     fixture: Fixture,
 ) -> None:
