@@ -254,7 +254,6 @@ class Containerd(Started):
     def __init__(self, name: str, spot: Spot, setting: Setting, *, runtime: Path) -> None:
         super().__init__(name, socket="containerd.sock", spot=spot)
         conf_dir = write_cni(spot.state, setting)
-        base = _base_spec(spot.state) if runtime.name == "crun" else ""
         # restrict_oom_score_adj: without CAP_SYS_RESOURCE no pod starts otherwise.
         self._config.write_text(
             f"""
@@ -288,7 +287,6 @@ default_runtime_name = "runc"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 runtime_path = "{setting.shim}"
-base_runtime_spec = "{base}"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = "{runtime}"
 [plugins."io.containerd.shim.v1.manager"]
@@ -298,14 +296,6 @@ socket_dir = "{spot.run / "s"}"
 
     def _argv(self) -> Sequence[str]:
         return [str(TOOLS / "containerd"), "--config", str(self._config)]
-
-
-def _base_spec(directory: Path) -> str:
-    """A file with containerd's default spec, of a version that Debian 12's crun takes."""
-    told = subprocess.run([TOOLS / "ctr", "oci", "spec"], capture_output=True, check=True)
-    path = directory / "base.json"
-    path.write_text(json.dumps({**json.loads(told.stdout), "ociVersion": "1.0.2"}))
-    return str(path)
 
 
 class Setting:
