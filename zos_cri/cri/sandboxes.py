@@ -453,7 +453,6 @@ class Sandboxes:
 
     async def shim_lost(self, group: str) -> None:
         """A shim is gone, and with it the containers of the pods that it held."""
-        self.places.lost(group)
         for record in list(self.table):
             if record.meta.group == group:
                 await self.lost(record.meta.id)

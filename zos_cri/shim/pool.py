@@ -62,6 +62,7 @@ class WarmShims:
         self._rest = rest
         self._surplus_time = surplus_time
         self._taken_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # for a look at the surplus
         self._warm: dict[str, deque[str]] = {name: deque() for name in self._sizes}
         self._unwanted: set[str] = set()  # groups to end: theirs have died
         self._starting = ""  # the group of the one that is being started, and its handler
@@ -132,7 +133,10 @@ class WarmShims:
         return True
 
     def _look_again(self, seconds: float) -> None:
-        asyncio.get_running_loop().call_later(seconds, self._wanted.set)
+        """One timer at a time: pods that come and go ask for one each."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._wanted.set)
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
@@ -257,6 +261,8 @@ class WarmShims:
             await asyncio.wait([self._filling])
         groups = {*self.groups, *self._unwanted, self._starting} - {""}
         self._sizes = {}
+        if self._timer is not None:
+            self._timer.cancel()
         for warm in self._warm.values():
             warm.clear()
         await asyncio.gather(*map(self._end, groups))

@@ -38,6 +38,17 @@ class Fixture:
         self.pools.append(made)
         return made
 
+    def hold_starts(self) -> asyncio.Event:
+        """Starts of shims wait from now on until the event is set."""
+        gate, start = asyncio.Event(), self.shims.start
+
+        async def slow(*arguments: object, **fields: object) -> object:
+            await gate.wait()
+            return await start(*arguments, **fields)  # type: ignore[arg-type]
+
+        self.shims.start = slow  # type: ignore[method-assign, assignment]
+        return gate
+
     async def filled(self, **sizes: int) -> WarmShims:
         made = self.pool(**sizes)
         made.start()
@@ -119,13 +130,7 @@ async def test_as_many_again_are_kept_of_those_that_pods_have_left(fixture: Fixt
 
 
 async def test_one_that_is_being_started_counts_among_them(fixture: Fixture) -> None:
-    gate, start = asyncio.Event(), fixture.shims.start
-
-    async def slow(*arguments: object, **fields: object) -> object:
-        await gate.wait()
-        return await start(*arguments, **fields)  # type: ignore[arg-type]
-
-    fixture.shims.start = slow  # type: ignore[method-assign, assignment]
+    gate = fixture.hold_starts()
     warm = fixture.pool(runc=1)
     warm.start()
     await until(lambda: warm._starting)
@@ -231,14 +236,7 @@ async def test_a_shim_that_does_not_answer_is_not_taken_over(fixture: Fixture) -
 
 
 async def test_one_that_is_being_started_at_the_end_is_ended_too(fixture: Fixture) -> None:
-    gate = asyncio.Event()
-    start = fixture.shims.start
-
-    async def slow(*arguments: object, **fields: object) -> object:
-        await gate.wait()
-        return await start(*arguments, **fields)  # type: ignore[arg-type]
-
-    fixture.shims.start = slow  # type: ignore[method-assign, assignment]
+    fixture.hold_starts()
     warm = fixture.pool(runc=1)
     warm.start()
     with contextlib.suppress(TimeoutError):
