@@ -181,7 +181,9 @@ def test_what_does_not_end_is_left_to_the_next(node: Server) -> None:
     assert node.leftovers() == []
 
 
-def test_a_restart_by_systemd_drops_no_call() -> None:
+@contextmanager
+def activated() -> Iterator[Server]:
+    """One whose socket systemd would have, not yet started."""
     listening = socket.socket(socket.AF_UNIX)
     server = Server(UPSTREAM, before=(sys.executable, "-c", ACTIVATE, str(listening.fileno())))
     server.pass_fds = (listening.fileno(),)
@@ -189,6 +191,14 @@ def test_a_restart_by_systemd_drops_no_call() -> None:
     server.socket.chmod(0o600)
     listening.listen(1024)
     try:
+        yield server
+    finally:
+        server.destroy()
+        listening.close()
+
+
+def test_a_restart_by_systemd_drops_no_call() -> None:
+    with activated() as server:
         with callers(server) as threads:  # before there is a server at all
             server.start()
             with server.cri() as cri:
@@ -205,9 +215,33 @@ def test_a_restart_by_systemd_drops_no_call() -> None:
             server.stop()
             server.start()
             called_again(threads)
-    finally:
-        server.destroy()
-        listening.close()
+
+
+def test_who_just_connects_amid_a_restart_is_answered() -> None:
+    """As programs do that make one call each; nothing is allowed to be CANCELLED."""
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    ends = threading.Event()
+
+    def calls_once_at_a_time() -> int:
+        calls = 0
+        while not ends.is_set():
+            with grpc.insecure_channel(f"unix:{server.socket}", options=alone) as channel:
+                cri = cri_pb2_grpc.RuntimeServiceStub(channel)
+                cri.ListContainers(pb.ListContainersRequest(), timeout=60)
+            calls += 1
+        return calls
+
+    with activated() as server, ThreadPoolExecutor(2 * CALLERS) as pool:
+        server.start()
+        callers = [pool.submit(calls_once_at_a_time) for _ in range(2 * CALLERS)]
+        try:
+            for _ in range(4):
+                server.stop()
+                server.start()
+                server.crictl("pods")
+        finally:
+            ends.set()
+        assert all(caller.result(60) for caller in callers)
 
 
 def _answered(server: Server) -> dict[str, int]:

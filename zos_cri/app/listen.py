@@ -10,7 +10,7 @@ import grpc
 from zos_cri._pb import container_pb2, cri_pb2, image_pb2
 from zos_cri.app import probes
 from zos_cri.app.grpc_services import HEALTH, Health, reflection_handlers
-from zos_cri.app.handover import Held, fresh
+from zos_cri.app.handover import Held, all_have_come, fresh, own
 from zos_cri.cri import runtime
 from zos_cri.cri.rpc import Rpcs
 from zos_cri.errors import Error, FailedPrecondition
@@ -92,18 +92,20 @@ class Listener:
         path, gid = self._path, self._services.config.server.socket_gid
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o711)
         self.held = Held.inherited(os.environ, path)
-        new = fresh(path)
+        mine, new = own(path), fresh(path)
         # The socket is born with its mode: a moment open to everyone would be enough.
         mask = os.umask(0o117 if gid else 0o177)
         try:
-            self._server.add_insecure_port(f"unix:{new}")
+            self._server.add_insecure_port(f"unix:{mine}")
         except RuntimeError as error:
             raise FailedPrecondition(f"{path}: {error}") from error
         finally:
             os.umask(mask)
         if gid:
-            os.chown(new, 0, gid)
+            os.chown(mine, 0, gid)
         await self._server.start()
+        new.unlink(missing_ok=True)
+        os.link(mine, new)
         new.rename(path)
         if self.held is not None:
             await self.held.relay()
@@ -112,13 +114,13 @@ class Listener:
         """Who calls from now on waits for the next server."""
         gid = self._services.config.server.socket_gid
 
-        def own(path: Path) -> None:
+        def give(path: Path) -> None:
             if gid:
                 os.chown(path, 0, gid)
                 path.chmod(0o660)
 
         if self.held is None:
-            self.held = Held.made(self._path, own)
+            self.held = Held.made(self._path, give)
         else:
             self.held.give_back()
         return self.held
@@ -135,6 +137,7 @@ class Listener:
         # Streams that don't end by themselves.
         self._services.events.close()
         self._health.close()
+        await all_have_come(self._path)
         await self._server.stop(STOP_GRACE)
 
 

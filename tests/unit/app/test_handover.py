@@ -7,13 +7,17 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 
-from zos_cri.app.handover import Held, fresh
+from zos_cri.app import handover
+from zos_cri.app.handover import Held, all_have_come, fresh, own
 from zos_cri.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 async def serve(path: Path) -> asyncio.Server:
@@ -80,3 +84,29 @@ def test_after_a_kill_the_held_socket_is_found_beside(tmp_path: Path) -> None:
 def test_none_was_handed_over(environ: dict[str, str], tmp_path: Path) -> None:
     assert Held.inherited(environ, tmp_path / "s") is None
     assert environ == {}  # nobody we start takes them for its own
+
+
+async def test_who_is_in_the_queue_is_greeted_before_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    server = grpc.aio.server()
+    server.add_insecure_port(f"unix:{own(path)}")
+    clients = [await asyncio.open_unix_connection(str(own(path))) for _ in range(100)]
+    for _, writer in clients:
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SETTINGS)
+    await server.start()
+    await all_have_come(path)  # which has no Health here: an answer is one all the same
+    await server.stop(None)
+    for reader, writer in clients:
+        assert (await reader.readexactly(9))[3] == SETTINGS[3]
+        writer.close()
+
+
+async def test_a_server_that_hangs_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "GREETING", 0.05)
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(own(path)))
+        silent.listen()
+        await asyncio.wait_for(all_have_come(path), 10)
