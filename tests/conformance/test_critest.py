@@ -1,4 +1,10 @@
-"""critest, the Kubernetes project's own suite for CRI, over a real server, registry and network."""
+"""critest, the Kubernetes project's own suite for CRI, over a real server, registry and network.
+
+With another shim, and with those specs only whose names match:
+
+    ZOS_CRI_TEST_SHIM=PATH ZOS_CRI_TEST_FOCUS=REGEXP hack/netns run --pids PYTHON -m pytest -s
+    tests/conformance
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +40,7 @@ REPORTS = os.environ.get("ZOS_CRI_TEST_REPORTS")
 SPECS = 125  # nine more where the kernel has AppArmor
 # A regular expression: test_critest runs only these specs.
 FOCUS = os.environ.get("ZOS_CRI_TEST_FOCUS", "")
+UNDER_TEST = replace(UPSTREAM, shim=os.environ.get("ZOS_CRI_TEST_SHIM") or UPSTREAM.shim)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def node(registry: Path) -> Iterator[Server]:
     extra = f'[images]\ncerts_dirs = ["{registry}"]\n'
     # One spec lets a plugin be silent for 2 s and more, which is all that it has by default.
     patience = "request_timeout = 20.0"
-    with serving(UPSTREAM, cni=True, extra=extra, nri_settings=patience) as server:
+    with serving(UNDER_TEST, cni=True, extra=extra, nri_settings=patience) as server:
         yield server
         if REPORTS:
             shutil.copy(server.log, REPORTS)
