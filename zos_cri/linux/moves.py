@@ -33,6 +33,7 @@ _log = get_log(__name__)
 # Well within the shortest grace period (a few jiffies), and seldom enough to cost 1% of a CPU.
 PERIOD: Final = 0.005
 LONGEST: Final = 2.0  # seconds; in a start that hangs no move is about to come
+SOON: Final = 0.05  # seconds; a kubelet starts what it has created within a few milliseconds
 
 
 class Moves:
@@ -48,9 +49,18 @@ class Moves:
         self._longest = longest
         self._lock = threading.Lock()
         self._ends: dict[object, float] = {}  # of what moves are expected for
+        self._soon = 0.0  # until when a start may come that was announced
         self._wanted = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
+
+    def soon(self) -> None:
+        """A container was created, so it will be started at once, or not for long."""
+        if self._move is None:
+            return
+        with self._lock:
+            self._soon = time.monotonic() + SOON
+        self._want()
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
@@ -58,18 +68,22 @@ class Moves:
         if self._move is None:
             yield
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cgroup moves", daemon=True)
-            self._thread.start()
         key = object()
         with self._lock:
+            self._soon = 0.0
             self._ends[key] = time.monotonic() + self._longest
-        self._wanted.set()
+        self._want()
         try:
             yield
         finally:
             with self._lock:
                 self._ends.pop(key, None)
+
+    def _want(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cgroup moves", daemon=True)
+            self._thread.start()
+        self._wanted.set()
 
     def __len__(self) -> int:
         """For how many starts moves are expected now."""
@@ -100,9 +114,9 @@ class Moves:
             now = time.monotonic()
             for key in [key for key, end in self._ends.items() if end < now]:
                 del self._ends[key]
-            if not self._ends:
+            if not self._ends and self._soon < now and not self._closed:
                 self._wanted.clear()
-            return bool(self._ends)
+            return self._wanted.is_set()
 
 
 def stay(cgroups: Cgroups) -> Callable[[], None]:

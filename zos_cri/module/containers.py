@@ -66,8 +66,7 @@ class Containers:
         """
         Args:
             bundle_dir: where bundles are made, `<bundle_dir>/<id>`.
-            oom_counts: the OOM kills in a cgroup (logical path), and in what outlives it; called
-                in a thread. See `Cgroups.oom_counts`.
+            oom_counts: as `Cgroups.oom_counts`; called in a thread.
             drain_timeout: seconds that open output may hold an exit back.
             moves: told of each start.
             signal_init: sends a signal to a first process, without the runtime's help.
@@ -145,6 +144,7 @@ class Containers:
                 f'runtime handler "{new.handler}": its shims hold containers only in sandboxes that'
                 " they make of pods"
             )
+        self._moves.soon()
         meta = new.meta(str(self._bundle_dir / new.id))
         await self._joins.run(f"create {meta.id}", b"", lambda: self._create(meta, new))
         return self.table.find(meta.id)

@@ -81,6 +81,26 @@ def test_a_start_that_hangs_does_not_go_on_for_ever(kernel):
     moves.close()
 
 
+def test_a_start_that_is_announced_is_waited_for_a_moment(kernel, monkeypatch):
+    kernel.go.release(1000)
+    monkeypatch.setattr("zos_cri.linux.moves.SOON", 0.05)
+    moves = Moves(kernel.move)
+    moves.soon()
+    assert kernel.moved()
+    deadline = time.monotonic() + PATIENCE
+    while moves._wanted.is_set() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not moves._wanted.is_set()  # none came
+    monkeypatch.setattr("zos_cri.linux.moves.SOON", PATIENCE)
+    moves.soon()
+    with moves.expected():
+        pass
+    while moves._wanted.is_set() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert not moves._wanted.is_set()  # the one that came ends it
+    moves.close()
+
+
 def test_a_kernel_that_refuses_is_asked_once(kernel, moves, caplog):
     kernel.failure = PermissionError(1, "no")
     with moves.expected():
@@ -96,7 +116,9 @@ def test_a_kernel_that_refuses_is_asked_once(kernel, moves, caplog):
 
 def test_where_moves_do_not_wait_there_is_no_thread():
     before = threading.active_count()
-    with Moves(None).expected():
+    moves = Moves(None)
+    moves.soon()
+    with moves.expected():
         assert threading.active_count() == before
 
 
