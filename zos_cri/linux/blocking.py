@@ -9,10 +9,10 @@ doesn't keep the process from ending.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextvars
 import os
-import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from zos_cri.errors import DeadlineExceeded, ResourceExhausted
@@ -70,36 +70,35 @@ async def call_abandonable(
     named = what or f"{_name(fn)}({', '.join(map(repr, args))})"
     if len(left_behind()) >= MAX_STUCK:
         raise ResourceExhausted(f"{named}: {MAX_STUCK} earlier calls on host paths are stuck")
-    thread = _Abandonable(asyncio.get_running_loop(), lambda: fn(*args), named)
-    thread.start()
+    made = _Abandonable(asyncio.get_running_loop(), lambda: fn(*args), named)
+    made.start()
     try:
         async with asyncio.timeout(timeout):
-            result: T = await thread.future
+            result: T = await made.future
             return result
     except TimeoutError:
-        if thread.ended_by_itself:
+        if made.ended_by_itself:
             raise
         raise DeadlineExceeded(
             f"{named}: no answer from the file system within {timeout:g} s"
         ) from None
     finally:
-        thread.abandoned = True  # harmless where it has ended: only living threads are counted
+        made.abandoned = True  # harmless where it has ended: only what runs is counted
 
 
 def left_behind() -> list[str]:
     """What the threads that nobody waits for any more are stuck in (for metrics and status)."""
-    return [
-        thread.what
-        for thread in threading.enumerate()
-        if isinstance(thread, _Abandonable) and thread.abandoned
-    ]
+    return [call.what for call in list(_running) if call.abandoned]
 
 
-class _Abandonable(threading.Thread):
-    """One call, and the future that hears of its end."""
+class _Abandonable:
+    """One call in a thread of its own, and the future that hears of its end.
+
+    Not by threading.Thread: its start waits until the new thread has run, on a busy host 20 ms and
+    more, in which the loop stands still.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[], Any], what: str) -> None:
-        super().__init__(name=f"abandonable {what}"[:80], daemon=True)
         self.what = what
         self.abandoned = False
         self.ended_by_itself = False
@@ -108,13 +107,26 @@ class _Abandonable(threading.Thread):
         self._fn = fn
         self._context = contextvars.copy_context()
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """
+        Raises:
+            RuntimeError: the host or a limit has no thread left.
+        """
+        _running.add(self)
+        try:
+            _thread.start_new_thread(self._run, ())
+        except BaseException:
+            _running.discard(self)
+            raise
+
+    def _run(self) -> None:
         result: Any = None
         error: BaseException | None = None
         try:
             result = self._context.run(self._fn)
         except BaseException as raised:
             error = raised
+        _running.discard(self)
         try:
             self._loop.call_soon_threadsafe(self._deliver, result, error)
         except RuntimeError:
@@ -128,6 +140,9 @@ class _Abandonable(threading.Thread):
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
+
+
+_running: Final[set[_Abandonable]] = set()
 
 
 def _name(fn: Callable[..., object]) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -81,6 +82,30 @@ async def test_abandonable_gives_result_and_error():
     await until(lambda: not blocking.left_behind())
 
 
+async def test_the_loop_does_not_wait_until_an_abandonable_thread_runs(monkeypatch):
+    ready = []
+
+    def start(run, args):
+        ready.append(run)  # as on a busy host, which runs it much later
+
+    monkeypatch.setattr(blocking, "_thread", SimpleNamespace(start_new_thread=start))
+    call = asyncio.create_task(blocking.call_abandonable(divmod, 7, 2, timeout=5))
+    await asyncio.sleep(0)
+    (run,) = ready
+    run()
+    assert await call == (3, 1)
+
+
+async def test_where_no_thread_can_be_had_nothing_is_left(monkeypatch):
+    def start(run, args):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(blocking, "_thread", SimpleNamespace(start_new_thread=start))
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await blocking.call_abandonable(divmod, 7, 2, timeout=5)
+    assert not blocking._running
+
+
 async def test_a_stuck_call_is_left_behind_counted_and_gone_when_it_ends():
     release = threading.Event()
     with pytest.raises(DeadlineExceeded, match=r"/mnt/dead: no answer .* within 0\.05 s"):
@@ -95,7 +120,7 @@ async def test_a_cancelled_abandonable_call_is_counted_too():
     task = asyncio.create_task(
         blocking.call_abandonable(release.wait, timeout=60, what="/mnt/slow")
     )
-    await until(lambda: any(t.name.startswith("abandonable") for t in threading.enumerate()))
+    await until(lambda: any(call.what == "/mnt/slow" for call in blocking._running))
     assert blocking.left_behind() == []
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

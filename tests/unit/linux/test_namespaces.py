@@ -217,7 +217,7 @@ async def test_lo_is_up_and_sockets_stay_inside(pins):
 
     def listen():
         server = socket.create_server(("127.0.0.1", 0))
-        return server, threading.current_thread()
+        return server, threading.get_native_id()
 
     server, thread = await namespaces.in_network(paths["net"], listen, timeout=10)
     port = server.getsockname()[1]
@@ -230,8 +230,10 @@ async def test_lo_is_up_and_sockets_stay_inside(pins):
                 return client.getpeername()[1]
 
         assert await namespaces.in_network(paths["net"], talk, timeout=10) == port
-    thread.join(5)
-    assert not thread.is_alive()
+    deadline = time.monotonic() + 5
+    while os.path.exists(f"/proc/self/task/{thread}") and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
+    assert not os.path.exists(f"/proc/self/task/{thread}")
 
 
 @root
