@@ -305,6 +305,7 @@ class FakeShim:
         self.sandbox = FakeSandbox() if handler.makes_sandboxes else None
         self.bundle = Path("/bundles") / group
         self.record = Record(group=group, handler=handler, binary="/bin/a-shim")
+        self.cleaned = asyncio.Event()
         self._death = asyncio.Event()
 
     @property
@@ -321,8 +322,10 @@ class FakeShim:
         self.killed = True
         self.die()
 
-    def die(self) -> None:
+    def die(self, *, cleaned: bool = True) -> None:
         self._death.set()
+        if cleaned:
+            self.cleaned.set()
 
 
 class FakeShims:

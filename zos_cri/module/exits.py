@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 DELETE_TIMEOUT: Final = 15.0  # the shim itself waits up to 10 s for the output's end
+CLEAN_UP_TIMEOUT: Final = 60.0  # of a dead shim's containers, each up to 20 s, eight at once
 REDIAL_PAUSE: Final = 0.5  # seconds between two attempts to reach a shim that runs
 FAILED_PAUSE: Final = 10.0  # seconds until a shim is asked again that answered with an error
 OOM_READ_TIMEOUT: Final = 2.0  # one read of a cgroup file
@@ -227,8 +228,11 @@ class Exits:
     async def delete_task(self, meta: ContainerMeta, shim: Shim, *, kill: bool) -> None:
         """Makes the shim forget a task, with `kill` also one that runs. Nothing where it has none.
 
+        Where the shim is dead, its clean-up does it, and is waited for: it needs the bundle.
+
         Raises:
             Error: the shim didn't do it.
+            DeadlineExceeded: the clean-up takes too long.
         """
         try:
             if kill:
@@ -239,6 +243,17 @@ class Exits:
         except Unavailable:
             if shim.alive:
                 raise
+            await self._cleaned(meta, shim)
+
+    async def _cleaned(self, meta: ContainerMeta, shim: Shim) -> None:
+        try:
+            async with asyncio.timeout(CLEAN_UP_TIMEOUT):
+                await shim.cleaned.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"container {meta.id}: what its shim left when it died isn't removed within"
+                f" {CLEAN_UP_TIMEOUT:g} s"
+            ) from None
 
     async def _kill_task(self, meta: ContainerMeta, shim: Shim) -> None:
         state = await shim.task.state(meta.id)

@@ -215,13 +215,19 @@ class ShimManager:
         task.add_done_callback(lambda done: _forget(self._watching, shim.group, done))
 
     async def _wait_for_death(self, shim: Shim) -> None:
-        await shim.gone()
-        if shim.stopping:
-            return
+        try:
+            await shim.gone()
+            if not shim.stopping:
+                await self._lost(shim)
+        finally:
+            shim.cleaned.set()
+
+    async def _lost(self, shim: Shim) -> None:
         _log.error("shim lost", group=shim.group, pid=shim.pid)
         try:
             await shim.close()
             dead = await self._clean_up(shim.record, shim.bundle)
+            shim.cleaned.set()
             self._shims.pop(shim.group, None)
             if self.on_lost is not None:
                 await self.on_lost(dead)

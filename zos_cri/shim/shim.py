@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 from typing import TYPE_CHECKING, NamedTuple
@@ -43,6 +44,8 @@ class Shim:
         task: its Task API; it dials again when the connection is gone.
         sandbox: its sandbox API, over the same; None where its handler doesn't use it.
         silent: it didn't answer when it was met after a restart of ours, nor has it since.
+        cleaned: set once it has died and what its containers left is removed, or nobody will
+            do so. Until then their bundles are needed.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Shim:
         self.connection, self.task, self.sandbox = client
         self.stopping = False
         self.silent = False
+        self.cleaned = asyncio.Event()
         self._closed = False
         self._pidfd = pidfd
         self._log = log

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
@@ -336,6 +337,31 @@ async def test_a_shim_that_does_not_answer_is_an_error_only_while_it_runs(bench)
         await bench.containers.exits.delete_task(meta, shim, kill=False)
     shim.die()
     await bench.containers.exits.delete_task(meta, shim, kill=False)
+
+
+async def test_the_clean_up_of_a_dead_shim_is_waited_for(bench):
+    """It needs the container's bundle, which whoever removes the container takes away next."""
+    await bench.create()
+    shim = bench.shims.add("pod", HANDLER)
+    bench.tasks.fail("state", Unavailable("no answer"))
+    shim.die(cleaned=False)
+    removal = asyncio.create_task(bench.containers.remove(ID))
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    assert Path(bench.containers.find(ID).meta.bundle).exists()
+    shim.cleaned.set()
+    await removal
+    assert bench.containers.get(ID) is None
+
+
+async def test_a_clean_up_that_does_not_end_is_told(bench, monkeypatch):
+    monkeypatch.setattr(exits_module, "CLEAN_UP_TIMEOUT", 0.02)
+    await bench.run()
+    meta, shim = bench.containers.find(ID).meta, bench.shims.get("pod")
+    bench.tasks.fail("delete", Unavailable("no answer"), times=1)
+    shim.die(cleaned=False)
+    with pytest.raises(DeadlineExceeded, match="what its shim left when it died isn't removed"):
+        await bench.containers.exits.delete_task(meta, shim, kill=False)
 
 
 async def test_settled_gives_up_on_a_deletion_that_hangs(bench, monkeypatch):

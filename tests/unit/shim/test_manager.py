@@ -52,6 +52,7 @@ class Fixture:
         self.bundles = tmp_path / "bundles"
         self.handler = Handler(name="fake", shim=str(install(self.directory)))
         self.lost: list[DeadShim] = []
+        self.cleaned_when_told: list[bool] = []
         self.cgroups = FakeCgroups()
         self.managers: list[ShimManager] = []
         self.manager = self.new()
@@ -77,6 +78,8 @@ class Fixture:
 
     async def on_lost(self, dead: DeadShim) -> None:
         self.lost.append(dead)
+        shim = self.manager.get(dead.group)
+        self.cleaned_when_told += [shim.cleaned.is_set()] if shim is not None else [True]
         if dead.handler.name == "buggy":
             raise KeyError("a bug")
 
@@ -236,6 +239,7 @@ async def test_a_dead_shim_is_lost(fixture: Fixture) -> None:
         "c2": 137,
         GROUP: 137,
     }
+    assert fixture.cleaned_when_told == [True]
     deletes = [call for call in calls(fixture.directory) if call["argv"][-1] == "delete"]
     assert [Path(call["cwd"]).name for call in deletes][-1] == GROUP  # the others first
     assert not shim.alive
@@ -259,7 +263,10 @@ async def test_a_delete_that_fails_is_told_and_tried_again(fixture: Fixture) -> 
     fixture.add_container("c1")
     fixture.behave(delete_fails=True)
     shim.kill()
+    await shim.gone(10)
+    assert not shim.cleaned.is_set()
     await until(lambda: fixture.lost)
+    assert shim.cleaned.is_set()
     (dead,) = fixture.lost
     assert dead.exits["c1"].status == 255
     assert dead.exits["c1"].exited_at_ns > 0
