@@ -48,8 +48,9 @@ def test_exec(objects: Objects, node: str) -> None:
 def test_exec_with_a_terminal(objects: Objects) -> None:
     objects.pod("talk")
     objects.wait("talk", is_ready, "is ready")
-    # Its size comes by a message of its own, and may come after the command has begun.
-    script = "tty; until stty size 2>/dev/null; do :; done"
+    # Its size comes by a message of its own, and may come after the command has begun; until then
+    # busybox's stty says nothing, and succeeds.
+    script = "tty; until stty size 2>/dev/null | grep .; do :; done"
     command = objects.command("exec", "-it", "talk", "--", "sh", "-c", f"'{script}'")
     # `script` gives kubectl a terminal.
     done = subprocess.run(
