@@ -15,8 +15,6 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
-import grpc
-
 from zos_cri.errors import FailedPrecondition
 from zos_cri.log import get_log
 
@@ -28,8 +26,6 @@ _log = get_log(__name__)
 
 FIRST_FD: Final = 3  # sd_listen_fds(3)
 BACKLOG: Final = 1024
-GREETING: Final = 1.0  # seconds that a call gets
-CALLS: Final = 3  # one left 2 of 1100 clients cancelled, three none
 _CHUNK: Final = 1 << 16
 
 
@@ -43,22 +39,12 @@ def own(path: Path) -> Path:
     return path.with_name(f"{path.name}.g")
 
 
-async def all_have_come(path: Path) -> None:
-    """Waits for who has connected to the server at `path` before it lost that name.
-
-    Connections are taken in the order of their coming, so one of our own is the last. A server that
-    stops resets those that it hasn't greeted by then, and cancels their first calls; clients take
-    either for a failure. Those calls come while ours are answered.
-    """
-    alone = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"unix:{own(path)}", options=alone) as channel:
-        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
-        ask = channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            for _ in range(CALLS):
-                await ask(b"", timeout=GREETING, wait_for_ready=True)
-        except grpc.aio.AioRpcError as error:
-            _log.warning("no answer from the server that stops", error=error.details())
+def put(there: Path, path: Path) -> None:
+    """Gives the socket at `there` the name `path` besides, in whoever's place has it."""
+    new = fresh(path)
+    new.unlink(missing_ok=True)
+    os.link(there, new)
+    new.rename(path)
 
 
 class Held:
@@ -141,10 +127,7 @@ class Held:
         """Who calls from now on waits for the next server."""
         if self._server is not None:
             self._server.close()
-            new = fresh(self._path)
-            new.unlink(missing_ok=True)
-            os.link(self._aside, new)
-            new.rename(self._path)
+            put(self._aside, self._path)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -34,6 +34,7 @@ _log = get_log(__name__)
 PERIOD: Final = 0.005
 LONGEST: Final = 2.0  # seconds; in a start that hangs no move is about to come
 SOON: Final = 0.05  # seconds; a kubelet starts what it has created within a few milliseconds
+_ANNOUNCED: Final = object()  # the starts to come, in the place of one
 
 
 class Moves:
@@ -49,7 +50,6 @@ class Moves:
         self._longest = longest
         self._lock = threading.Lock()
         self._ends: dict[object, float] = {}  # of what moves are expected for
-        self._soon = 0.0  # until when a start may come that was announced
         self._wanted = threading.Event()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -59,7 +59,7 @@ class Moves:
         if self._move is None:
             return
         with self._lock:
-            self._soon = time.monotonic() + SOON
+            self._ends[_ANNOUNCED] = time.monotonic() + SOON
         self._want()
 
     @contextlib.contextmanager
@@ -70,7 +70,7 @@ class Moves:
             return
         key = object()
         with self._lock:
-            self._soon = 0.0
+            self._ends.pop(_ANNOUNCED, None)
             self._ends[key] = time.monotonic() + self._longest
         self._want()
         try:
@@ -114,9 +114,9 @@ class Moves:
             now = time.monotonic()
             for key in [key for key, end in self._ends.items() if end < now]:
                 del self._ends[key]
-            if not self._ends and self._soon < now and not self._closed:
+            if not self._ends and not self._closed:
                 self._wanted.clear()
-            return self._wanted.is_set()
+            return bool(self._ends)
 
 
 def stay(cgroups: Cgroups) -> Callable[[], None]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from zos_cri.app import handover
-from zos_cri.app.handover import Held, all_have_come, fresh, own
+from zos_cri.app import listen
+from zos_cri.app.handover import Held, fresh, own
+from zos_cri.app.listen import all_have_come
 from zos_cri.errors import FailedPrecondition
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ async def test_who_is_in_the_queue_is_greeted_before_the_end(tmp_path: Path) -> 
 async def test_a_server_that_hangs_ends_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover, "GREETING", 0.05)
+    monkeypatch.setattr(listen, "GREETING", 0.05)
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(own(path)))
