@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from zos_cri.errors import NotFound
 from zos_cri.linux.cgroup import CgroupPaths, Cgroups
 from zos_cri.linux.cgroupfiles import Budget, CgroupFiles, CgroupReader
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
 
 def open_below(directory: Path) -> int:
     """Our own open files in a directory."""
-    found = 0
-    for path in Path("/proc/self/fd").iterdir():
-        try:
-            found += str(path.readlink()).startswith(str(directory))
-        except FileNotFoundError:
-            continue
-    return found
+    return sum(leads_to.startswith(str(directory)) for _, leads_to in open_descriptors())
 
 
 @pytest.fixture

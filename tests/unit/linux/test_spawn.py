@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from tests.descriptors import open_descriptors
 from zos_cri.errors import DeadlineExceeded
 from zos_cri.linux import spawn
 
@@ -50,16 +51,12 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-def descriptors() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
-
-
 @pytest.fixture(autouse=True)
 def nothing_left():
-    before, fds = children(), descriptors()
+    before, fds = children(), open_descriptors()
     yield
     assert children() <= before
-    assert len(descriptors()) <= len(fds)
+    assert open_descriptors() <= fds
 
 
 def test_output_and_exit_code(loop_run):

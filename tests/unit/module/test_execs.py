@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from tests.fakes.containers import ID
 from tests.fakes.shim import until
 from zos_cri import failpoints
@@ -32,16 +33,11 @@ def shell(script):
 
 
 def leftovers(bench, tmp_path):
-    fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if exists(fd)]
-    found = [fd for fd in fds if str(tmp_path / "exec") in fd]
+    found = [leads_to for _, leads_to in open_descriptors() if str(tmp_path / "exec") in leads_to]
     found += [str(key) for key in bench.tasks.tasks if key[1]]
     if (tmp_path / "exec").exists():
         found += [str(path) for path in (tmp_path / "exec").iterdir()]
     return found
-
-
-def exists(fd):
-    return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
 async def test_output_and_exit_code(bench, execs, tmp_path):

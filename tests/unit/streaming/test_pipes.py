@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.descriptors import open_descriptors
 from tests.fakes.streaming import pattern
 from zos_cri.streaming.pipes import (
     FdReader,
@@ -28,9 +29,9 @@ DEADLINE = 10.0
 
 @pytest.fixture(autouse=True)
 def _no_descriptor_is_left() -> Iterator[None]:
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     yield
-    assert len(set(os.listdir("/proc/self/fd")) - before) <= 0
+    assert open_descriptors() <= before
 
 
 @pytest.fixture
