@@ -129,6 +129,8 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
         ignores_shutdown, lies_about_pid: of the server.
         delete_fails: `delete` ends with 1.
         info: `-info` is understood.
+        name, release: what it says there of itself.
+        dies: the server ends before it serves.
         sandbox: the methods of the sandbox API that it knows; it has no sandbox.
         knows_tasks: false: Connect is refused, as by machines' shims that have no sandbox.
     """
@@ -144,6 +146,9 @@ class Behaviour(msgspec.Struct, frozen=True, kw_only=True):
     lies_about_pid: bool = False
     delete_fails: bool = False
     info: bool = True
+    name: str = "fake"
+    release: str = "9.9"
+    dies: bool = False
     sandbox: tuple[str, ...] = ()
     knows_tasks: bool = True
 
@@ -169,12 +174,15 @@ def install(directory: Path, behaviour: Behaviour | None = None) -> Path:
 
 
 def calls(directory: Path) -> list[dict[str, Any]]:
-    """How an installed fake was run: argv, env, cwd and the kind of stdin, each."""
+    """How an installed fake was run: argv, env, cwd and the kind of stdin, each.
+
+    Without `-info`, which is asked of a binary before its first start.
+    """
     try:
         lines = (directory / "calls").read_text().splitlines()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines]
+    return [call for call in map(json.loads, lines) if call["argv"][-1] != "-info"]
 
 
 class _Binary:
@@ -210,13 +218,20 @@ class _Binary:
             time.sleep(600)
         if action == "-info":
             return self.info()
-        return self.start() if action == "start" else self.delete()
+        if action == "delete":
+            return self.delete()
+        if action == "start":
+            return self.start()
+        if not self.behaviour.dies:
+            self.serve(socket.socket(fileno=3))
+        return 1
 
     def info(self) -> int:
         if not self.behaviour.info:
             print("flag provided but not defined: -info", file=sys.stderr)
             return 2
-        info = types_pb2.RuntimeInfo(name="fake", version=types_pb2.RuntimeVersion(version="9.9"))
+        info = types_pb2.RuntimeInfo(name=self.behaviour.name)
+        info.version.version = self.behaviour.release
         info.features.value = b'{"mountOptions":["ro"]}'
         info.annotations["a"] = "b"
         sys.stdout.buffer.write(info.SerializeToString())

@@ -24,6 +24,11 @@ def raise_limit() -> None:
         _inherited = _inherited or (soft, hard)
 
 
+def inherited_limit() -> int:
+    """The soft limit that we were started with, which a child should have."""
+    return (_inherited or resource.getrlimit(resource.RLIMIT_NOFILE))[0]
+
+
 def restore_limit(pid: int) -> None:
     """Gives a child that has just been started the limit that we were started with.
 

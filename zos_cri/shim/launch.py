@@ -16,7 +16,7 @@ from zos_cri._pb import task_v3_pb2, types_pb2
 from zos_cri.linux import blocking, spawn
 from zos_cri.linux.mount import unmount_tree
 from zos_cri.log import get_log
-from zos_cri.shim import bootstrap, processes
+from zos_cri.shim import bootstrap, direct, processes
 from zos_cri.shim.bootstrap import Dialect, DialectCache, Encoding, Identity, Parameters
 from zos_cri.shim.client import socket_path
 from zos_cri.shim.task import Exit, nanoseconds
@@ -128,6 +128,7 @@ class Launcher:
         self._publish_binary = publish_binary
         self._socket_dir = socket_dir
         self._dialects = dialects
+        self._direct: dict[Identity, bool] = {}  # whether each is to be started without its `start`
         self._debug = debug
         self._run = run
         # Nothing else of ours: a shim lives for months, and hands its environment to runc.
@@ -148,15 +149,18 @@ class Launcher:
         binary: str,
         options: AnyMessage | None,
         *,
+        by_itself: bool = False,
         timeout: float = BOOTSTRAP_TIMEOUT,
     ) -> bootstrap.Result:
         """Starts a group's shim, or finds the one that runs.
 
-        A known binary is spoken to in its dialect; an unknown one in each in turn. Whatever a
-        failed try left running is killed. A failure forgets the dialect, so that the next try
-        finds out again.
+        One that says it is containerd's for runc has its server started directly. Any other is
+        told to `start` itself: a known binary is spoken to in its dialect; an unknown one in each
+        in turn. Whatever a failed try left running is killed. A failure forgets the dialect, so
+        that the next try finds out again.
 
         Args:
+            by_itself: always by `start`.
             timeout: seconds for each try.
 
         Raises:
@@ -164,6 +168,10 @@ class Launcher:
             DeadlineExceeded: it took too long and was killed, with its process group.
         """
         identity = Identity.of(binary)
+        if not by_itself and await self._starts_directly(identity, options):
+            directly = await self._start_directly(group, bundle, binary, timeout)
+            if directly is not None:
+                return directly
         parameters = Parameters(
             id=group,
             namespace=self._namespace,
@@ -189,6 +197,43 @@ class Launcher:
             return result
         self._dialects.forget(identity)
         raise StartFailed(f"shim {binary} for {group}: start failed: {'; '.join(failures)}")
+
+    async def _starts_directly(self, identity: Identity, options: AnyMessage | None) -> bool:
+        if self._debug:  # it would want another socket
+            return False
+        known = self._direct.get(identity)
+        if known is None:
+            known = direct.possible(await self.info(identity.path, options))
+            self._direct[identity] = known
+        return known
+
+    async def _start_directly(
+        self, group: str, bundle: Path, binary: str, timeout: float
+    ) -> bootstrap.Result | None:
+        flags = ("-namespace", self._namespace, "-id", group, "-address", self._grpc_address)
+        try:
+            return await direct.start(
+                [binary, *flags],
+                os.path.join(self._socket_dir, self._socket_name(group)),
+                bundle=bundle,
+                env={**self._environment, "OTEL_SERVICE_NAME": f"containerd-shim-{group}"},
+                timeout=timeout,
+            )
+        except BaseException as error:
+            await self.kill(group, bundle)
+            if isinstance(error, Exception):
+                self.distrust(binary)
+            if isinstance(error, OSError):
+                raise StartFailed(f"shim {binary} for {group}: {error}") from error
+            raise
+
+    def distrust(self, binary: str) -> None:
+        """A shim was started and didn't answer: from now on it is told to `start` itself."""
+        with contextlib.suppress(OSError):
+            identity = Identity.of(binary)
+            if self._direct.get(identity):
+                _log.warning("shim not started directly any more", shim=binary)
+                self._direct[identity] = False
 
     async def _try(
         self, bundle: Path, binary: str, dialect: Dialect, parameters: Parameters, timeout: float
@@ -274,10 +319,8 @@ class Launcher:
 
         Blocks for some file operations.
         """
-        # The name is Go's shims' own: sha256 of <address>/<namespace>/<group>.
-        name = os.path.normpath(f"{self._grpc_address}/{self._namespace}/{group}")
-        digest = hashlib.sha256(name.encode()).hexdigest()
-        paths = [os.path.join(d, digest) for d in (self._socket_dir, _LEGACY_SOCKET_DIR)]
+        name = self._socket_name(group)
+        paths = [os.path.join(d, name) for d in (self._socket_dir, _LEGACY_SOCKET_DIR)]
         addresses = [address]
         with contextlib.suppress(OSError):
             addresses.append((bundle / "address").read_text(errors="replace").strip())
@@ -288,6 +331,11 @@ class Launcher:
             with contextlib.suppress(OSError):
                 if path.startswith("/") and stat.S_ISSOCK(os.lstat(path).st_mode):
                     os.unlink(path)
+
+    def _socket_name(self, group: str) -> str:
+        """What Go's shims call it: the sha256 of <address>/<namespace>/<group>."""
+        name = os.path.normpath(f"{self._grpc_address}/{self._namespace}/{group}")
+        return hashlib.sha256(name.encode()).hexdigest()
 
     def _argv(self, binary: str, id_: str, action: str, *flags: str) -> list[str]:
         return [

@@ -166,8 +166,11 @@ class ShimManager:
             log = LogPump(path / bundle.LOG, group=group)
             undo.callback(log.close)
             async with step("shim.start"):
-                result = await self._launcher.start(group, path, binary, options)
+                result = await self._launcher.start(
+                    group, path, binary, options, by_itself=bool(handler.shim_cgroup)
+                )
                 undo.push_async_callback(self._launcher.kill, group, path, result.address)
+                undo.callback(self._launcher.distrust, binary)
             async with step("shim.adopt"):
                 shim = await self._adopt(record, path, log, result)
                 undo.push_async_callback(shim.close)
