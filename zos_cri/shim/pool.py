@@ -65,8 +65,7 @@ class WarmShims:
         self._timer: asyncio.TimerHandle | None = None  # for a look at the surplus
         self._warm: dict[str, deque[str]] = {name: deque() for name in self._sizes}
         self._unwanted: set[str] = set()  # groups to end: theirs have died
-        self._starting = ""  # the group of the one that is being started, and its handler
-        self._starting_for = ""
+        self._starting: dict[str, str] = {}  # the group being started, if any, by its handler
         self._making = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -92,7 +91,7 @@ class WarmShims:
         return self._has_room(handler, SURPLUS)
 
     def _has_room(self, handler: str, factor: int = 1) -> bool:
-        number = len(self._warm.get(handler, ())) + (self._starting_for == handler)
+        number = len(self._warm.get(handler, ())) + (handler in self._starting)
         return number < factor * self._sizes.get(handler, 0)
 
     def take(self, handler: str) -> str | None:
@@ -217,8 +216,8 @@ class WarmShims:
                 await self._fill()
             except (Error, OSError) as error:
                 _log.warning("no warm shim", error=one_line(error), again=RETRY)
-                self._unwanted |= {self._starting} - {""}
-                self._starting = self._starting_for = ""
+                self._unwanted.update(self._starting.values())
+                self._starting.clear()
                 await asyncio.sleep(RETRY)
                 self._wanted.set()
 
@@ -231,11 +230,9 @@ class WarmShims:
         for name, size in self._sizes.items():
             while len(self._warm[name]) < size:
                 await self._until_idle()
-                self._starting = group = secrets.token_hex(32)
-                self._starting_for = name
+                self._starting[name] = group = secrets.token_hex(32)
                 await self._shims.start(group, self._handlers[name], timeout=START_TIMEOUT)
-                self._starting = self._starting_for = ""
-                self._warm[name].append(group)
+                self._warm[name].append(self._starting.pop(name))
 
     def _drop_surplus(self) -> None:
         surplus = [(name, len(self._warm[name]) - size) for name, size in self._sizes.items()]
@@ -259,7 +256,7 @@ class WarmShims:
         if self._filling is not None:
             self._filling.cancel()
             await asyncio.wait([self._filling])
-        groups = {*self.groups, *self._unwanted, self._starting} - {""}
+        groups = {*self.groups, *self._unwanted, *self._starting.values()}
         self._sizes = {}
         if self._timer is not None:
             self._timer.cancel()

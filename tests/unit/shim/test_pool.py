@@ -242,7 +242,7 @@ async def test_one_that_is_being_started_at_the_end_is_ended_too(fixture: Fixtur
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.01):
             await until(lambda: warm.groups)
-    begun = warm._starting
+    (begun,) = warm._starting.values()
     assert begun
     await warm.close()
     assert ("stop", begun) in fixture.shims.calls
