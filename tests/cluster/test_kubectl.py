@@ -112,9 +112,12 @@ def test_logs_that_are_followed(objects: Objects) -> None:
 
 
 def test_logs_of_the_container_before(objects: Objects) -> None:
-    objects.pod("twice", container("echo run of $(date +%s%N); exit 1"), restartPolicy="OnFailure")
-    objects.wait("twice", lambda p: "lastState" in str(p) and restarted(p), "was restarted")
-    assert objects.kubectl("logs", "--previous", "twice").startswith("run of ")
+    # The second run stays: were it to end, the kubelet would remove the first, log and all.
+    script = "[ ! -e /kept/ran ] || exec sleep 1000; touch /kept/ran; echo the first run; exit 1"
+    twice = container(script, volumeMounts=[{"name": "kept", "mountPath": "/kept"}])
+    objects.pod("twice", twice, volumes=[{"name": "kept", "emptyDir": {}}])
+    objects.wait("twice", lambda pod: is_ready(pod) and restarted(pod), "was restarted")
+    assert objects.kubectl("logs", "--previous", "twice") == "the first run\n"
 
 
 def restarted(pod: Pod) -> bool:
