@@ -230,6 +230,8 @@ class WarmShims:
         for name, size in self._sizes.items():
             while len(self._warm[name]) < size:
                 await self._until_idle()
+                if len(self._warm[name]) >= size:  # pods have left theirs meanwhile
+                    break
                 self._starting[name] = group = secrets.token_hex(32)
                 await self._shims.start(group, self._handlers[name], timeout=START_TIMEOUT)
                 self._warm[name].append(self._starting.pop(name))

@@ -145,6 +145,25 @@ async def test_one_that_is_being_started_counts_among_them(fixture: Fixture) -> 
     assert "a" in warm.groups
 
 
+async def test_none_is_started_where_pods_have_left_enough_while_it_waited(
+    fixture: Fixture,
+) -> None:
+    """Another one would be beyond what may wait, and a stray for whoever counts them."""
+    warm = await fixture.filled(runc=1)
+    fixture.shims.calls.clear()
+    with warm.making():
+        assert warm.take("runc")
+        for _ in range(100):
+            await asyncio.sleep(0)  # it waits for the pod to be made
+        for group in "ab":
+            fixture.shims.add(group, HANDLERS["runc"])
+            assert await warm.keep(group)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert warm.groups == ["a", "b"]
+    assert fixture.shims.calls == []
+
+
 async def test_those_beyond_what_is_wanted_end_when_no_pod_has_come_for_a_while(
     fixture: Fixture,
 ) -> None:
