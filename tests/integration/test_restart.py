@@ -7,8 +7,11 @@ tests/integration/test_restart.py` prints how soon a killed server answers again
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from tests.conftest import ROOT
 from tests.integration.server import UPSTREAM, Server, serving
 from tests.integration.test_crictl import wait_for
 from zos_cri._pb import cri_pb2 as pb
@@ -215,6 +219,29 @@ def test_a_restart_by_systemd_drops_no_call() -> None:
             server.stop()
             server.start()
             called_again(threads)
+
+
+def test_who_calls_after_a_kill_waits_where_systemd_tidies_up() -> None:
+    """By what the unit has it do after any end of the server, before it starts the next."""
+    unit = (ROOT / "packaging/systemd/zos-cri.service").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^ExecStopPost=(.*)$", unit, re.MULTILINE)
+    with activated() as server:
+        assert "cd /run/zos-cri &&" in command
+        assert server.socket.name == "zos-cri.sock"
+        tidy = shlex.split(command.replace("/run/zos-cri", str(server.socket.parent), 1))
+        subprocess.run(tidy, check=True)  # nothing is aside yet
+        server.start()
+        for _ in range(2):
+            server.kill()
+            subprocess.run(tidy, check=True)
+            with callers(server) as threads:
+                server.start()
+                called_again(threads)
+            server.stop()
+            subprocess.run(tidy, check=True)  # it has given the name back itself
+            with callers(server) as threads:
+                server.start()
+                called_again(threads)
 
 
 def test_who_just_connects_amid_a_restart_is_answered() -> None:

@@ -140,7 +140,7 @@ def test_the_services_run_when_it_is_installed(package: Path) -> None:
 
 
 def test_a_pod_is_below_systemds_slices(counting: dict[str, Any]) -> None:
-    pid = counting["status"]["pid"]
+    pid = counting["pid"]
     assert Path(f"/proc/{pid}/cgroup").read_text().startswith("0::/")
     assert main_pid() != pid
 
@@ -163,7 +163,7 @@ def test_the_watchdog_ends_a_server_that_stands_still(counting: dict[str, Any]) 
 
 def test_containers_outlive_a_stop_of_everything(counting: dict[str, Any]) -> None:
     run("systemctl", "stop", *UNITS)
-    assert Path(f"/proc/{counting['status']['pid']}").exists()
+    assert Path(f"/proc/{counting['pid']}").exists()
     run("systemctl", "start", *UNITS)
     assert container() == counting
     lines_come()
@@ -246,7 +246,7 @@ def test_removal(counting: dict[str, Any], package: Path) -> None:
     """Containers are told of, and left to their shims; a new installation has them again."""
     assert "containers still run" in run("dpkg", "--remove", "zos-cri")
     assert {active(unit) for unit in UNITS} == {"inactive"}
-    assert Path(f"/proc/{counting['status']['pid']}").exists()
+    assert Path(f"/proc/{counting['pid']}").exists()
     install(package)
     assert container() == counting
     run("zos-cri", "delete", "counting")
