@@ -76,10 +76,9 @@ class Container:
         )
 
     def open_streams(self, *, taken_over: bool = False) -> None:
-        """Opens those that aren't open, or raises as `Stream.open` does."""
+        """Opens them, or raises as `Stream.open` does."""
         for stream in self.streams:
-            if stream.ended:
-                stream.open(taken_over=taken_over)
+            stream.open(taken_over=taken_over)
 
     def close(self) -> None:
         """Lets go of everything; what is in the FIFOs stays there."""

@@ -138,7 +138,10 @@ class Logger:
         if opening:
             opening[1].append(answer)
         elif container is not None:
-            self._open_streams(container)  # a second try at a start reads again
+            # A second try at a start reads again. That the first one's writers have gone may not be
+            # seen yet, and must not end this one.
+            if not container.waiters:
+                self._open_streams(container)
             answer(None)
         else:
             self._state.check(spec.id)

@@ -31,7 +31,7 @@ import termios
 import time
 from typing import TYPE_CHECKING, Final
 
-from zos_cri.errors import FailedPrecondition, InvalidArgument, NotFound
+from zos_cri.errors import Error, FailedPrecondition, InvalidArgument, NotFound
 from zos_cri.linux import syscalls
 from zos_cri.log import get_log
 from zos_cri.wire import crilog
@@ -114,6 +114,7 @@ class Stream:
         self.path = path
         self.fd = -1
         self.hung_up = False  # poll(2) said that the last writer is gone
+        self._others = False  # there may be writers of an earlier try, who are about to go
         self.ended = True
         self.finishing = False
         self.cut_off = False  # nobody waits for more: an unterminated line is written as well
@@ -137,6 +138,10 @@ class Stream:
     def open(self, *, taken_over: bool = False) -> None:
         """Opens the FIFO for reading, which waits for no writer.
 
+        Where it is open, it is opened anew: poll(2) tells a new descriptor nothing of writers that
+        have gone before it came. One hang-up that may be that of older ones is passed over, and the
+        end is then told by `finish`.
+
         Raises:
             NotFound, InvalidArgument: it isn't there; it is something else.
         """
@@ -152,7 +157,13 @@ class Stream:
         self._sees_all = self._pipe.capacity >= capacity
         # A FIFO can be full with little over half its bytes, where writes don't fill its pages.
         self._gather_from = min(QUANTUM, self._pipe.capacity // 3, capacity // 3)
-        self.fd, self.ended, self.hung_up, self._seen = fd, False, False, 0
+        if self.fd >= 0:  # not before: what is in the FIFO stays only while somebody has it open
+            self._loop.unregister(self.fd)
+            os.close(self.fd)
+        else:
+            self._seen = 0
+        self._others = self.fd >= 0
+        self.fd, self.ended, self.hung_up = fd, False, False
         if taken_over:
             self._part.load()
         # Edge-triggered, or an unterminated line in the FIFO would report without end.
@@ -160,8 +171,17 @@ class Stream:
 
     def _event(self, events: int) -> None:
         if events & select.EPOLLHUP:
-            self.hung_up = True
+            self.hung_up = self.finishing or not self._outlives_others()
         self._on_change(self)
+
+    def _outlives_others(self) -> bool:
+        """Whether a hang-up may be that of writers who had come before `open`, and it goes on."""
+        if self._others:
+            with contextlib.suppress(OSError, Error):
+                self.open()
+                self._others = False
+                return True
+        return False
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -36,6 +36,37 @@ def test_attaching_again_after_the_end_reads_again(rig: Rig) -> None:
     assert rig.entries() == [b"stdout F second"]
 
 
+def test_attaching_again_before_the_end_was_seen_reads_again(rig: Rig) -> None:
+    """The end of the first try's writers is news to us only when the second try has begun."""
+    rig.attach(rig.spec())
+    rig.open()
+    rig.write(b"first, cut ")
+    rig.hang_up()
+    rig.attach(rig.spec())
+    rig.settle()
+    rig.open()
+    rig.write(b"off\nsecond\n")
+    rig.settle()
+    rig.hang_up()
+    assert rig.finish().complete
+    assert rig.entries() == [b"stdout F first, cut off", b"stdout F second"]
+
+
+def test_writers_of_the_first_try_that_go_late_end_nothing(rig: Rig) -> None:
+    rig.attach(rig.spec())
+    rig.open()
+    rig.attach(rig.spec())
+    rig.hang_up()
+    rig.settle()
+    rig.open()
+    rig.write(b"second\n")
+    rig.settle()
+    rig.hang_up()
+    rig.settle()
+    assert rig.finish().complete
+    assert rig.entries() == [b"stdout F second"]
+
+
 def test_a_tiny_line_limit_is_refused(rig: Rig) -> None:
     with pytest.raises(InvalidArgument, match="max_line"):
         rig.attach(rig.spec(max_line=1))
