@@ -115,7 +115,8 @@ def counting(package: Path) -> Iterator[dict[str, Any]]:
     words = ("run", "--name", "counting", "--flist", "localhost/zos-cri/busybox:latest")
     run("zos-cri", *words, "--net", "/proc/1/ns/net", "--", "sh", "-c", COUNTING)
     yield container()
-    run("zos-cri", "delete", "counting", code=None)
+    if Path("/usr/bin/zos-cri").exists():  # else it is removed, as it should be by then
+        run("zos-cri", "delete", "counting", code=None)
 
 
 def test_the_services_run_when_it_is_installed(package: Path) -> None:
