@@ -1,4 +1,4 @@
-"""Fixtures of tests that run a real server."""
+"""Fixtures of tests that run a real server, or real shims without one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration import shim_harness
 from tests.integration.server import RUNTIMES, Runtime, Server, serving
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture(params=RUNTIMES, ids=lambda runtime: runtime.name)
@@ -31,3 +32,12 @@ def bridged(runtime: Runtime, own_network: None) -> Iterator[Server]:
     """A server whose pods are on a bridge."""
     with serving(runtime, cni=True) as started:
         yield started
+
+
+@pytest.fixture(params=shim_harness.RUNTIMES)
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[shim_harness.Harness]:
+    """Shims without a server: Debian's and the current one."""
+    harness = shim_harness.Harness(request.param)
+    await harness.start()
+    yield harness
+    await harness.close()

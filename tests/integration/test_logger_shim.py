@@ -9,21 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.shim_harness import RUNTIMES, Harness
+from tests.integration.shim_harness import Harness
 from zos_cri.stdio.client import LoggerClient
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
 LINES = 20_000
 COUNT = f"i=0; while [ $i -lt {LINES} ]; do echo line $i; i=$((i+1)); done"
-
-
-@pytest.fixture(params=RUNTIMES)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
-    harness = Harness(request.param)
-    await harness.start()
-    yield harness
-    await harness.close()
 
 
 @pytest.fixture

@@ -6,15 +6,11 @@ import asyncio
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.shim_harness import RUNTIMES, Harness, shim_processes
+from tests.integration.shim_harness import Harness, shim_processes
 from zos_cri.shim.manager import DeadShim, Shim
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
 
@@ -22,14 +18,6 @@ GROUPS = 4
 ROUNDS = 6
 # Starting four shims takes about 80 ms.
 LATEST = 0.12
-
-
-@pytest.fixture(params=RUNTIMES)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
-    harness = Harness(request.param)
-    await harness.start()
-    yield harness
-    await harness.close()
 
 
 async def test_killed_while_starting(harness: Harness) -> None:

@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.shim_harness import RUNTIMES, Harness, shim_processes
+from tests.integration.shim_harness import Harness, shim_processes
 from zos_cri import errors
 from zos_cri.shim.status import ShimFailed
 from zos_cri.shim.task import TaskStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
-
-
-@pytest.fixture(params=RUNTIMES)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
-    harness = Harness(request.param)
-    await harness.start()
-    yield harness
-    await harness.close()
 
 
 async def test_a_container_from_start_to_delete(harness: Harness) -> None:

@@ -7,13 +7,12 @@ import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from tests.fakes.shim import until
-from tests.integration.shim_harness import RUNTIMES, Harness, shim_processes
+from tests.integration.shim_harness import Harness, shim_processes
 from zos_cri import errors
 from zos_cri.linux.mount import mounts_below
 from zos_cri.linux.spawn import PidFd, start_time
@@ -21,18 +20,7 @@ from zos_cri.shim import bundle, processes
 from zos_cri.shim.manager import DeadShim, Shim
 from zos_cri.shim.task import TaskStatus
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 pytestmark = [pytest.mark.root, pytest.mark.runtime]
-
-
-@pytest.fixture(params=RUNTIMES)
-async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
-    harness = Harness(request.param)
-    await harness.start()
-    yield harness
-    await harness.close()
 
 
 async def running(harness: Harness, args: list[str] | None = None) -> tuple[Shim, str, int]:
