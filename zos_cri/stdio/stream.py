@@ -157,12 +157,12 @@ class Stream:
         self._sees_all = self._pipe.capacity >= capacity
         # A FIFO can be full with little over half its bytes, where writes don't fill its pages.
         self._gather_from = min(QUANTUM, self._pipe.capacity // 3, capacity // 3)
-        if self.fd >= 0:  # not before: what is in the FIFO stays only while somebody has it open
+        self._others = self.fd >= 0
+        if self._others:  # not before: what is in the FIFO stays only while somebody has it open
             self._loop.unregister(self.fd)
             os.close(self.fd)
         else:
             self._seen = 0
-        self._others = self.fd >= 0
         self.fd, self.ended, self.hung_up = fd, False, False
         if taken_over:
             self._part.load()

@@ -43,6 +43,11 @@ class Fixture:
             bundles=self.bundles, launcher=self.launcher, namespace="zos", connect_timeout=10
         )
 
+    @property
+    def socket(self) -> Path:
+        """Where the group's shim listens: Go's shims name it so."""
+        return self.sockets / hashlib.sha256(f"/a/zos/{GROUP}".encode()).hexdigest()
+
     def launch(self, **changes: Any) -> Launcher:
         return Launcher(
             namespace="zos",
@@ -88,16 +93,12 @@ async def fixture(tmp_path: Path) -> AsyncIterator[Fixture]:
 async def test_its_server_is_started_and_ended(fixture: Fixture) -> None:
     shim = await fixture.manager.start(GROUP, fixture.handler())
     assert fixture.actions == [""]
-    name = hashlib.sha256(f"/a/zos/{GROUP}".encode()).hexdigest()
-    path = fixture.sockets / name
-    assert shim.address == f"unix://{path}"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [*calls(fixture.directory)[0]["argv"]] == [
-        *("-namespace", "zos", "-id", GROUP, "-address", "/a")
-    ]
-    environment = calls(fixture.directory)[0]["env"]
-    assert environment["TTRPC_ADDRESS"] == "/e"
-    assert environment["OTEL_SERVICE_NAME"] == f"containerd-shim-{GROUP}"
+    assert shim.address == f"unix://{fixture.socket}"
+    assert stat.S_IMODE(fixture.socket.stat().st_mode) == 0o600
+    (call,) = calls(fixture.directory)
+    assert call["argv"] == ["-namespace", "zos", "-id", GROUP, "-address", "/a"]
+    assert call["env"]["TTRPC_ADDRESS"] == "/e"
+    assert call["env"]["OTEL_SERVICE_NAME"] == f"containerd-shim-{GROUP}"
     await fixture.manager.stop(GROUP)
     assert fixture.left() == []
 
@@ -153,9 +154,8 @@ async def test_one_that_does_not_serve_so_is_told_to_start_itself_the_next_time(
 
 async def test_where_its_socket_is_taken_it_finds_out_itself_by_whom(fixture: Fixture) -> None:
     fixture.sockets.mkdir()
-    name = hashlib.sha256(f"/a/zos/{GROUP}".encode()).hexdigest()
     with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(fixture.sockets / name))
+        other.bind(str(fixture.socket))
         await fixture.manager.start(GROUP, fixture.handler())
     assert fixture.actions == ["start"]
 
