@@ -708,12 +708,43 @@ async def test_a_damaged_layer_is_found_at_start(tmp_path: Path, registry: Regis
 
     again = ImageStore(tmp_path / "images")
     await again.start()
-    with pytest.raises(NotFound):
-        await again.prepare_rootfs(image_id, "c1")
+    tries = [again.prepare_rootfs(image_id, f"c{n}") for n in range(4)]  # each may look at it
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert [type(r) for r in results] == [NotFound] * 4, results
     assert again.find(ref) is None
     before = registry.count(registry.layers_of("a/b", "1")[0])
     assert await again.pull(ref) == image_id
     assert content(again, image_id, "etc/two") == b"1" * 5000
     assert registry.count(registry.layers_of("a/b", "1")[0]) == before
     assert await again.prepare_rootfs(image_id, "c1")
+    await again.aclose()
+
+
+async def test_a_damaged_layer_stays_for_its_container_as_it_is(
+    tmp_path: Path, registry: Registry
+) -> None:
+    ref = small(registry)
+    store = ImageStore(tmp_path / "images")
+    await store.start()
+    image_id = await store.pull(ref)
+    await store.prepare_rootfs(image_id, "c1")
+    image = store.find(image_id)
+    assert image is not None
+    number = store.catalog.layers[image.chain_ids[1]].n
+    await store.set_damaged(number)
+    assert store.find(ref) is None
+    assert await store.pull(ref) == image_id
+    names = set(store.catalog.layers)
+    await store.set_damaged(number)  # as it was: its container's, and not the new one's
+    assert store.find(ref)
+    await store.aclose()
+
+    again = ImageStore(tmp_path / "images")
+    await again.start()
+    await again.prepare_rootfs(image_id, "c2")
+    assert set(again.catalog.layers) == names
+    await again.release_rootfs("c1")
+    await again.gc()
+    assert {layer.n for layer in again.catalog.layers.values()}.isdisjoint({number})
+    await again.set_damaged(number)  # a look that had begun before
     await again.aclose()

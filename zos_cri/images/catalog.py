@@ -250,15 +250,22 @@ class Catalog:
         for chain_id in chain_ids:
             self.layers.pop(chain_id, None)
 
-    def set_seal(self, chain_id: str, seal: str, usage: Usage) -> None:
+    def _undamaged(self, number: int) -> Layer | None:
+        for layer in self.layers.values():
+            if layer.n == number:
+                return None if layer.damaged else layer
+        return None
+
+    def set_seal(self, number: int, seal: str, usage: Usage) -> None:
         """Records what a layer's tree looked like when it was known to be whole."""
-        layer = self.layers.get(chain_id)
+        layer = self._undamaged(number)
         if layer is None:
             return
+        chain_id = layer.chain_id
         with self._transaction() as db:
             db.execute(
-                "UPDATE layer SET seal = ?, bytes = ?, inodes = ? WHERE chain_id = ?",
-                (seal, usage.bytes, usage.inodes, chain_id),
+                "UPDATE layer SET seal = ?, bytes = ?, inodes = ? WHERE n = ?",
+                (seal, usage.bytes, usage.inodes, number),
             )
         self.layers[chain_id] = msgspec.structs.replace(
             layer, seal=seal, bytes=usage.bytes, inodes=usage.inodes
@@ -268,25 +275,29 @@ class Catalog:
                 size = image.size - layer.bytes + usage.bytes
                 self.images[image_id] = msgspec.structs.replace(image, size=size)
 
-    def set_damaged(self, chain_id: str) -> list[str]:
+    def set_damaged(self, number: int) -> list[str] | None:
         """A layer isn't what it was: forgets the images that stand on it, so that they are pulled
         again, and gives the layer another name for the containers that use it still.
 
         Returns:
-            The ids of the images.
+            The ids of the images; None: the layer has gone, or was known to be damaged.
         """
-        layer = self.layers[chain_id]
-        name = f"{chain_id}-damaged-{layer.n}"
+        layer = self._undamaged(number)
+        if layer is None:
+            return None
+        chain_id = layer.chain_id
+        damaged = layer.as_damaged()
+        name = damaged.chain_id
         gone = [i.id for i in list(self.images.values()) if chain_id in i.chain_ids]
         for image_id in gone:
             self.remove_image(image_id)
         with self._transaction() as db:
-            db.execute("UPDATE layer SET chain_id = ? WHERE n = ?", (name, layer.n))
+            db.execute("UPDATE layer SET chain_id = ? WHERE n = ?", (name, number))
             db.execute(
                 "UPDATE container SET chain_ids = replace(chain_ids, ?, ?)", (chain_id, name)
             )
         del self.layers[chain_id]
-        self.layers[name] = msgspec.structs.replace(layer, chain_id=name)
+        self.layers[name] = damaged
         for container_id, (image_id, chain_ids) in list(self.containers.items()):
             if chain_id in chain_ids:
                 renamed = tuple(name if c == chain_id else c for c in chain_ids)

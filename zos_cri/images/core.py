@@ -83,8 +83,7 @@ class Core:
         if catalog.boot_id() == boot:
             return
         for layer in list(catalog.layers.values()):
-            if not layer.seal:
-                gone = catalog.set_damaged(layer.chain_id)
+            if not layer.seal and (gone := catalog.set_damaged(layer.n)) is not None:
                 _log.warning(
                     "layer was not on disk when the host went down: its images are gone",
                     layer=layer.n,
@@ -160,14 +159,20 @@ class Core:
         image = catalog.add_image(new, layers, pinned=builtin.NAME in new.names)
         return image, layers
 
-    async def set_seal(self, chain_id: str, seal: str, usage: Usage) -> None:
+    async def set_seal(self, number: int, seal: str, usage: Usage) -> None:
         """Records a layer's first seal."""
-        await self._write(self.catalog.set_seal, chain_id, seal, usage)
+        await self._write(self.catalog.set_seal, number, seal, usage)
 
-    async def set_damaged(self, chain_id: str) -> None:
+    async def set_damaged(self, number: int) -> None:
         """A layer isn't what it was: its images go, it stays as long as containers use it."""
-        gone = await self._write(self.catalog.set_damaged, chain_id)
-        _log.warning("images are gone with a damaged layer", images=" ".join(gone))
+        gone = await self._write(self.catalog.set_damaged, number)
+        if gone is None:  # another look at it was faster
+            return
+        _log.error(
+            "layer is damaged: its images will be pulled again",
+            layer=number,
+            images=" ".join(gone),
+        )
         self._background(self._sweep)
 
     async def gc(self, *, dry_run: bool = False) -> GcReport:

@@ -71,7 +71,8 @@ class Layer(msgspec.Struct, frozen=True):
 
     Attributes:
         n: its directory's name below `l/`; short, so that many fit into a mount's options.
-        chain_id: digest over the diff ids from the base up to it (OCI image-spec, config.md).
+        chain_id: digest over the diff ids from the base up to it (OCI image-spec, config.md);
+            of a damaged layer, a name that no image asks for.
         parent: the chain id below it, empty for a base layer.
         bytes: disk blocks it takes, in bytes; inodes likewise counted.
         seal: digest of its file tree's metadata, taken when it was on disk; empty before.
@@ -84,6 +85,19 @@ class Layer(msgspec.Struct, frozen=True):
     bytes: int
     inodes: int
     seal: str = ""
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it was found not to be what it was; only old containers use it still."""
+        return self.chain_id.endswith(self._damaged_suffix)
+
+    def as_damaged(self) -> Layer:
+        """The same layer under the name of a damaged one."""
+        return msgspec.structs.replace(self, chain_id=self.chain_id + self._damaged_suffix)
+
+    @property
+    def _damaged_suffix(self) -> str:
+        return f"-damaged-{self.n}"
 
 
 class NewLayer(msgspec.Struct, frozen=True):

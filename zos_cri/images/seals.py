@@ -38,11 +38,11 @@ class Holder(Protocol):
     @property
     def catalog(self) -> Catalog: ...
 
-    async def set_seal(self, chain_id: str, seal: str, usage: Usage) -> None:
+    async def set_seal(self, number: int, seal: str, usage: Usage) -> None:
         """Records a layer's first seal."""
 
-    async def set_damaged(self, chain_id: str) -> None:
-        """A layer isn't what it was."""
+    async def set_damaged(self, number: int) -> None:
+        """A layer isn't what it was; said again, or of a layer that has gone, it is no error."""
 
 
 class Seals:
@@ -54,7 +54,9 @@ class Seals:
 
     def begin(self) -> None:
         """At start: no layer has been looked at."""
-        self._unseen = {layer.n for layer in self._holder.catalog.layers.values()}
+        self._unseen = {
+            layer.n for layer in self._holder.catalog.layers.values() if not layer.damaged
+        }
 
     async def check_all(self) -> None:
         """Looks at all that weren't, the ones of images in order; for the background."""
@@ -98,13 +100,7 @@ class Seals:
                 continue
             if event.seal and not layer.seal:
                 usage = Usage(event.bytes, event.inodes)
-                await self._holder.set_seal(layer.chain_id, event.seal, usage)
+                await self._holder.set_seal(event.number, event.seal, usage)
             elif event.seal != layer.seal:
-                _log.error(
-                    "layer is damaged: its images will be pulled again",
-                    layer=event.number,
-                    chain_id=layer.chain_id,
-                    missing=not event.seal,
-                )
-                await self._holder.set_damaged(layer.chain_id)
+                await self._holder.set_damaged(event.number)
             self._unseen.discard(event.number)
