@@ -121,10 +121,15 @@ class Moves:
 
 def stay(cgroups: Cgroups) -> Callable[[], None]:
     """A move of this process to the cgroup that it is in. Raises OSError where there is none."""
+    known, directory = "", ""
 
     def move() -> None:
+        nonlocal known, directory
         # Asked anew each time: it must never take back what somebody else has moved.
-        fd = os.open(f"{_own(cgroups)}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        text = Path("/proc/self/cgroup").read_text()
+        if text != known:
+            known, directory = text, _own(cgroups, text)
+        fd = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, b"0")  # cgroups(7): the process that writes
         finally:
@@ -133,9 +138,9 @@ def stay(cgroups: Cgroups) -> Callable[[], None]:
     return move
 
 
-def _own(cgroups: Cgroups) -> str:
+def _own(cgroups: Cgroups, text: str) -> str:
     """The directory of this process' cgroup, in whichever hierarchy; any will do."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in text.splitlines():
         _, names, path = line.split(":", 2)
         try:
             where = cgroups.paths(path)

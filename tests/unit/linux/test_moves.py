@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zos_cri.linux.cgroup import Cgroups
-from zos_cri.linux.moves import Moves, stay
+from zos_cri.linux.moves import Moves, _own, stay
 
 PATIENCE = 10  # seconds, for a thread's next step
 
@@ -128,7 +129,27 @@ def test_no_cgroup(tmp_path):
 
 
 @pytest.mark.root
-def test_this_process_stays_where_it_is():
-    before = Path("/proc/self/cgroup").read_text()
-    stay(Cgroups())()
-    assert Path("/proc/self/cgroup").read_text() == before
+def test_this_process_stays_where_it_is_now():
+    before = _groups()
+    move = stay(Cgroups())
+    move()
+    assert _groups() == before
+    directory = Path(_own(Cgroups(), before))
+    elsewhere = directory / f"moved-{os.getpid()}"
+    elsewhere.mkdir()
+    try:
+        for name in ("cpuset.cpus", "cpuset.mems"):  # without them v1's cpuset takes nobody
+            if (directory / name).exists():
+                (elsewhere / name).write_text((directory / name).read_text())
+        (elsewhere / "cgroup.procs").write_text("0")  # by somebody else
+        after = _groups()
+        assert after != before
+        move()
+        assert _groups() == after
+    finally:
+        (directory / "cgroup.procs").write_text("0")
+        elsewhere.rmdir()
+
+
+def _groups() -> str:
+    return Path("/proc/self/cgroup").read_text()
