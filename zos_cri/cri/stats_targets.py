@@ -141,7 +141,7 @@ def follow(sampler: Sampler) -> Callable[[ContainerNotice], None]:
 
     def notice(notice: ContainerNotice) -> None:
         if notice.kind is ContainerEventKind.STARTED:
-            sampler.started(notice.record.meta.id)
+            sampler.started()
         elif notice.kind is not ContainerEventKind.CREATED:
             sampler.stopped(notice.record.meta.id)
 

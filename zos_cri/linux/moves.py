@@ -17,7 +17,6 @@ import errno
 import os
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zos_cri.errors import InvalidArgument
@@ -34,6 +33,7 @@ _log = get_log(__name__)
 PERIOD: Final = 0.005
 LONGEST: Final = 2.0  # seconds; in a start that hangs no move is about to come
 SOON: Final = 0.05  # seconds; a kubelet starts what it has created within a few milliseconds
+_GROUPS_MAX: Final = 1 << 16  # bytes; a line for each hierarchy, of which there are a dozen
 _ANNOUNCED: Final = object()  # the starts to come, in the place of one
 
 
@@ -121,21 +121,30 @@ class Moves:
 
 def stay(cgroups: Cgroups) -> Callable[[], None]:
     """A move of this process to the cgroup that it is in. Raises OSError where there is none."""
-    known, directory = "", ""
+    known, procs = b"", ""
 
     def move() -> None:
-        nonlocal known, directory
+        nonlocal known, procs
         # Asked anew each time: it must never take back what somebody else has moved.
-        text = Path("/proc/self/cgroup").read_text()
-        if text != known:
-            known, directory = text, _own(cgroups, text)
-        fd = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        groups = _groups()
+        if groups != known:
+            known, procs = groups, f"{_own(cgroups, groups.decode())}/cgroup.procs"
+        fd = os.open(procs, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, b"0")  # cgroups(7): the process that writes
         finally:
             os.close(fd)
 
     return move
+
+
+def _groups() -> bytes:
+    """What the kernel says of this process' cgroups, by few calls: each wants Python's lock."""
+    fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, _GROUPS_MAX)
+    finally:
+        os.close(fd)
 
 
 def _own(cgroups: Cgroups, text: str) -> str:

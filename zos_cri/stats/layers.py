@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 _log = get_log(__name__)
 
-# Seconds: a container that came is started soon, and whatever its pod still needs goes first.
-SETTLE: Final = 0.25
+SETTLE: Final = 1.0  # seconds; while pods come and go, that is what goes first
 REST: Final = 20  # times as long as a measurement took: at most 5 % of a core go into these
 
 
@@ -53,7 +52,8 @@ class Layers:
         Args:
             containers: the ids of all that have a layer, and whether something may write to it.
             interval: seconds between two measurements of a layer, at least.
-            settle: seconds from `wake` to the measurements that it is for.
+            settle: seconds without a `wake`, after which those are measured that it was for;
+                after an interval they are at the latest.
         """
         self._containers = containers
         self._measure = measure
@@ -87,7 +87,12 @@ class Layers:
                 # not wait_for: before Python 3.12 it loses a cancel that comes with the event
                 async with asyncio.timeout(self._interval):
                     await self._wake.wait()
-                    await asyncio.sleep(self._settle)
+                    await self._settled()
+
+    async def _settled(self) -> None:
+        while self._wake.is_set():
+            self._wake.clear()
+            await asyncio.sleep(self._settle)
 
     async def measure_due(self) -> None:
         """Measures those whose time has come, and forgets those that are gone."""

@@ -1,7 +1,8 @@
 """The background sampler: what RPCs about statistics are answered from.
 
 A round reads every running container and every ready pod, in one worker thread and in small
-portions, so that the reading of a single container that somebody waits for comes in between.
+portions, so that the reading of a single container that somebody waits for comes in between. One
+that has been started since is read when it is asked for: a node's busiest times are the starts.
 Rounds come each `interval`; an answer given from memory asks for one more, so that a client which
 asks again a second later gets newer numbers (crictl fails when they are the same).
 """
@@ -179,7 +180,6 @@ class Sampler:
         self._detail_until = float("-inf")
         self._detail: asyncio.Task[None] | None = None
         self._disk: Disk | None = None
-        self._ended = False
 
     def start(self) -> None:
         """Begins with the first round at once."""
@@ -188,7 +188,6 @@ class Sampler:
 
     async def aclose(self) -> None:
         """Ends it and closes all files."""
-        self._ended = True
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -211,13 +210,8 @@ class Sampler:
 
     # ---- what it is told
 
-    def started(self, id_: str) -> None:
-        """A container runs: it gets its first sample at once."""
-        if self._ended:
-            return
-        entry = self._container(id_)
-        if entry is not None:
-            entry.first = self._spawn(self._read([entry], detail=self._detail_wanted()))
+    def started(self) -> None:
+        """A container runs: the next round reads it, or else who asks for it first."""
         self._layers.wake()
 
     def stopped(self, id_: str) -> None:
@@ -235,14 +229,25 @@ class Sampler:
         self._wake.set()
 
     async def ready(self, ids: Iterable[str]) -> None:
-        """Waits until those of the containers that have just been started have a sample."""
-        first = [
-            entry.first
-            for entry in map(self._containers.get, ids)
-            if entry is not None and entry.result is None and entry.first is not None
-        ]
-        if first:
-            await asyncio.wait(first, timeout=READ_TIMEOUT)
+        """Reads those of the running containers that were started since the last round."""
+        new: list[_Container] = []
+        reading: set[asyncio.Task[None]] = set()
+        for id_ in ids:
+            entry = self._containers.get(id_) or self._container(id_)
+            if entry is None or entry.result is not None:
+                continue
+            if entry.first is None:
+                new.append(entry)
+            elif not entry.first.done():
+                reading.add(entry.first)
+        for begin in range(0, len(new), PORTION):
+            portion = new[begin : begin + PORTION]
+            first = self._spawn(self._read(portion, detail=self._detail_wanted()))
+            for entry in portion:
+                entry.first = first
+            reading.add(first)
+        if reading:
+            await asyncio.wait(reading, timeout=READ_TIMEOUT)
 
     async def refresh(self, id_: str) -> None:
         """Takes a running container's sample anew where it is older than `FRESH`."""

@@ -199,12 +199,15 @@ async def test_notices(bench: Bench) -> None:
     bench.add(sandbox(POD), container(A))
     tell = follow(bench.sampler)
     tell(ContainerNotice(ContainerEventKind.CREATED, bench.containers[A], 1))
+    tell(ContainerNotice(ContainerEventKind.STARTED, bench.containers[A], 1))
     await bench.sampler.ready([A])
-    assert bench.collector.reads == {}
+    assert bench.collector.reads == {A: 1}
     tell(ContainerNotice(ContainerEventKind.STARTED, bench.containers[A], 1))
     await bench.sampler.ready([A])
     assert bench.collector.reads == {A: 1}
     tell(ContainerNotice(ContainerEventKind.STOPPED, bench.containers[A], 1))
+    await bench.sampler.ready([A])
+    assert bench.collector.reads == {A: 2}  # its sample went with it
     answer = await container_stats(bench.services, pb.ContainerStatsRequest(container_id=A))
     assert pb.ContainerStatsResponse.FromString(answer).stats.HasField("cpu")  # it runs still
 

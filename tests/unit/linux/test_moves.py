@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zos_cri.linux.cgroup import Cgroups
-from zos_cri.linux.moves import Moves, _own, stay
+from zos_cri.linux.moves import Moves, _groups, _own, stay
 
 PATIENCE = 10  # seconds, for a thread's next step
 
@@ -134,7 +134,7 @@ def test_this_process_stays_where_it_is_now():
     move = stay(Cgroups())
     move()
     assert _groups() == before
-    directory = Path(_own(Cgroups(), before))
+    directory = Path(_own(Cgroups(), before.decode()))
     elsewhere = directory / f"moved-{os.getpid()}"
     elsewhere.mkdir()
     try:
@@ -149,7 +149,3 @@ def test_this_process_stays_where_it_is_now():
     finally:
         (directory / "cgroup.procs").write_text("0")
         elsewhere.rmdir()
-
-
-def _groups() -> str:
-    return Path("/proc/self/cgroup").read_text()

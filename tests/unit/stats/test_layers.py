@@ -13,11 +13,15 @@ from zos_cri.stats.layers import Layers
 
 
 class Bench:
-    def __init__(self, interval: float = 3600) -> None:
+    def __init__(self, interval: float = 3600, settle: float = 0.01) -> None:
         self.containers: dict[str, bool] = {}
         self.measure = FakeLayers()
         self.layers = Layers(
-            lambda: dict(self.containers), self.measure, "/images", interval=interval
+            lambda: dict(self.containers),
+            self.measure,
+            "/images",
+            interval=interval,
+            settle=settle,
         )
 
     async def pass_(self) -> list[str]:
@@ -117,4 +121,39 @@ async def test_a_container_that_is_started_at_once_is_measured_once(bench: Bench
         while not bench.layers.used("a"):
             await asyncio.sleep(0.01)
     assert bench.measure.measured == ["a"]
+    task.cancel()
+
+
+async def test_where_containers_come_and_go_without_an_end_they_are_measured_all_the_same() -> None:
+    bench = Bench(interval=0.01, settle=3600)
+    task = asyncio.create_task(bench.layers.run())
+    await asyncio.sleep(0)
+    bench.containers = {"a": True}
+    bench.layers.wake()
+    async with asyncio.timeout(10):
+        while not bench.layers.used("a"):
+            await asyncio.sleep(0.01)
+    task.cancel()
+
+
+async def test_each_that_comes_puts_the_measurements_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, rest, naps = Bench(), asyncio.sleep, 0
+
+    async def sleep(_: float) -> None:
+        nonlocal naps
+        naps += 1
+        assert bench.measure.measured == []
+        if naps < 4:
+            bench.containers[f"c{naps}"] = True
+            bench.layers.wake()
+        await rest(0)
+
+    task = asyncio.create_task(bench.layers.run())
+    await rest(0)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    bench.layers.wake()
+    async with asyncio.timeout(10):
+        while not bench.layers.used("c3"):
+            await rest(0.001)
+    assert (naps, bench.measure.measured) == (4, ["c1", "c2", "c3"])
     task.cancel()

@@ -42,7 +42,7 @@ class Bench:
         for id_ in ids:
             self.targets.running[id_] = container(id_)
             if tell:
-                self.sampler.started(id_)
+                self.sampler.started()
 
     def end(self, id_: str) -> None:
         del self.targets.running[id_]
@@ -82,10 +82,14 @@ async def test_the_first_round_comes_at_once(bench: Bench) -> None:
     assert bench.used("m") == 1000
 
 
-async def test_one_that_starts_is_read_at_once(bench: Bench) -> None:
-    bench.run("a")
-    await bench.sampler.ready(["a", "unknown"])
+async def test_one_that_starts_is_read_when_it_is_asked_for(bench: Bench) -> None:
+    bench.sampler.start()
+    await until(lambda: bench.sampler._begun > 0)
+    bench.run(*"abcdefghijkl")
+    assert bench.used("a") == 0
+    await asyncio.gather(*(bench.sampler.ready([*"abcdefghijkl", "unknown"]) for _ in range(3)))
     assert bench.used("a") == 1000
+    assert bench.collector.reads == dict.fromkeys("abcdefghijkl", 1)
 
 
 async def test_nobody_waits_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,12 +180,13 @@ async def test_an_entry_goes_with_its_container(bench: Bench) -> None:
 
 async def test_one_that_ends_while_it_is_read_opens_nothing(bench: Bench) -> None:
     bench.collector.gate.clear()
-    bench.run("a")
-    bench.run("b")  # its reading waits behind a's
+    bench.run("a", "b")
+    waiting = asyncio.create_task(bench.sampler.ready("ab"))  # b's reading waits behind a's
     await until(lambda: bench.collector.opened.get("a"))
     bench.end("b")
     bench.end("a")
     bench.collector.gate.set()
+    await waiting
     await until(lambda: bench.collector.opened.get("a") == 0)
     await bench.sampler.refresh("a")
     assert not bench.collector.opened.get("b")
