@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -60,6 +61,8 @@ DEBIAN = Runtime("debian", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc")
 UPSTREAM = Runtime("upstream", str(TOOLS / "containerd-shim-runc-v2"), RUNTIME)
 RUNTIMES = (DEBIAN, UPSTREAM)
 
+_NETWORKS = itertools.count()
+
 BRIDGE = {
     "cniVersion": "1.0.0",
     "name": "test",
@@ -101,6 +104,8 @@ class Server:
         self.runtime = runtime
         self._before = before
         self.tag = f"zt{secrets.token_hex(3)}"
+        # A bridge stays until the run ends: with a subnet that another one has, nothing gets back.
+        self.network = f"10.99.{1 + next(_NETWORKS) % 255}"
         # Short, for unix sockets have 107 characters; and not below /tmp, which may be an overlay.
         self.run = Path("/run") / self.tag
         self.state = Path("/var/lib") / self.tag
@@ -148,8 +153,7 @@ systemd_cgroup = {str(SYSTEMD_CGROUP).lower()}
         conf: dict[str, Any] = json.loads(json.dumps(BRIDGE))
         bridge = conf["plugins"][0]
         bridge["bridge"] = self.tag
-        third = int(self.tag[2:4], 16)
-        bridge["ipam"]["ranges"] = [[{"subnet": f"10.99.{third}.0/24"}]]
+        bridge["ipam"]["ranges"] = [[{"subnet": f"{self.network}.0/24"}]]
         bridge["ipam"]["dataDir"] = str(self.state / "ipam")
         (self.conf_dir / "10-test.conflist").write_text(json.dumps(conf))
 

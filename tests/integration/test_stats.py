@@ -155,8 +155,9 @@ def test_filters(quick: Server) -> None:
 def test_the_network_of_a_pod_grows(bridged: Server) -> None:
     with bridged.cri() as cri:
         pod = bridged.run_pod(cri)
-        script = "while ! ping -c 1 -W 1 10.99.{}.1; do :; done; sleep 1000"
-        id_ = bridged.run_container(cri, pod, "sh", "-c", script.format(int(bridged.tag[2:4], 16)))
+        gateway = f"{bridged.network}.1"
+        script = f"while ! ping -c 1 -W 1 {gateway}; do :; done; sleep 1000"
+        id_ = bridged.run_container(cri, pod, "sh", "-c", script)
 
         def received() -> int:
             interface = pod_stats(cri, pod).linux.network.default_interface
@@ -164,8 +165,7 @@ def test_the_network_of_a_pod_grows(bridged: Server) -> None:
             return interface.rx_bytes.value if interface.tx_bytes.value else 0
 
         before = wait_for(received)
-        address = ".".join(["10", "99", str(int(bridged.tag[2:4], 16)), "1"])
-        ping = ["ping", "-c", "20", "-i", "0.01", "-s", "1000", address]
+        ping = ["ping", "-c", "20", "-i", "0.01", "-s", "1000", gateway]
         reply = cri.ExecSync(cri_pb2.ExecSyncRequest(container_id=id_, cmd=ping, timeout=20))
         assert reply.exit_code == 0, reply
         # 20 echoes of 1,000 bytes came back.
