@@ -11,6 +11,8 @@ from zos_cri.images.model import Usage
 from zos_cri.stats import layers as module
 from zos_cri.stats.layers import Layers
 
+_rest = asyncio.sleep  # one test puts its own in the place of it
+
 
 class Bench:
     def __init__(self, interval: float = 3600, settle: float = 0.01) -> None:
@@ -29,6 +31,11 @@ class Bench:
         self.measure.measured.clear()
         await self.layers.measure_due()
         return list(self.measure.measured)
+
+    async def until_measured(self, id_: str) -> None:
+        async with asyncio.timeout(10):
+            while not self.layers.used(id_):
+                await _rest(0.001)
 
 
 @pytest.fixture
@@ -101,9 +108,7 @@ async def test_it_runs_until_it_is_cancelled(bench: Bench) -> None:
     task = asyncio.create_task(bench.layers.run())
     bench.containers = {"a": True}
     bench.layers.wake()
-    async with asyncio.timeout(10):
-        while not bench.layers.used("a"):
-            await asyncio.sleep(0)
+    await bench.until_measured("a")
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -117,9 +122,7 @@ async def test_a_container_that_is_started_at_once_is_measured_once(bench: Bench
     await asyncio.sleep(0)
     bench.containers = {"a": True}  # and started
     bench.layers.wake()
-    async with asyncio.timeout(10):
-        while not bench.layers.used("a"):
-            await asyncio.sleep(0.01)
+    await bench.until_measured("a")
     assert bench.measure.measured == ["a"]
     task.cancel()
 
@@ -130,14 +133,12 @@ async def test_where_containers_come_and_go_without_an_end_they_are_measured_all
     await asyncio.sleep(0)
     bench.containers = {"a": True}
     bench.layers.wake()
-    async with asyncio.timeout(10):
-        while not bench.layers.used("a"):
-            await asyncio.sleep(0.01)
+    await bench.until_measured("a")
     task.cancel()
 
 
 async def test_each_that_comes_puts_the_measurements_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    bench, rest, naps = Bench(), asyncio.sleep, 0
+    bench, naps = Bench(), 0
 
     async def sleep(_: float) -> None:
         nonlocal naps
@@ -146,14 +147,12 @@ async def test_each_that_comes_puts_the_measurements_off(monkeypatch: pytest.Mon
         if naps < 4:
             bench.containers[f"c{naps}"] = True
             bench.layers.wake()
-        await rest(0)
+        await _rest(0)
 
     task = asyncio.create_task(bench.layers.run())
-    await rest(0)
+    await _rest(0)
     monkeypatch.setattr(asyncio, "sleep", sleep)
     bench.layers.wake()
-    async with asyncio.timeout(10):
-        while not bench.layers.used("c3"):
-            await rest(0.001)
+    await bench.until_measured("c3")
     assert (naps, bench.measure.measured) == (4, ["c1", "c2", "c3"])
     task.cancel()
