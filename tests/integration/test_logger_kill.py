@@ -124,7 +124,7 @@ async def client(tmp_path: Path) -> AsyncIterator[LoggerClient]:
 
 async def gone(pid: int) -> None:
     deadline = time.monotonic() + 10
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         while "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
             assert time.monotonic() < deadline, f"logger {pid} doesn't end"
             await asyncio.sleep(0.01)
