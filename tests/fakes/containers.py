@@ -14,6 +14,7 @@ from zos_cri.store.db import Database
 from zos_cri.store.model import ContainerMeta, ContainerStatus
 
 if TYPE_CHECKING:
+    import asyncio
     from pathlib import Path
 
     from zos_cri.module.types import ContainerNotice, ContainerRecord
@@ -30,6 +31,7 @@ class FakeOwner:
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
         self.failures: dict[str, BaseException] = {}
+        self.waits: dict[str, asyncio.Event] = {}
 
     def _note(self, name: str, id_: str) -> None:
         self.calls.append((name, id_))
@@ -38,6 +40,15 @@ class FakeOwner:
 
     async def starting(self, record: ContainerRecord) -> None:
         self._note("starting", record.meta.id)
+
+    async def attaching(self, record: ContainerRecord) -> None:
+        if "attaching" not in self.waits:
+            self._note("attaching", record.meta.id)
+            return
+        self.calls.append(("attaching", record.meta.id))
+        await self.waits["attaching"].wait()
+        if "attaching" in self.failures:
+            raise self.failures["attaching"]
 
     async def task_created(self, record: ContainerRecord, pid: int) -> None:
         self._note("task_created", record.meta.id)

@@ -91,6 +91,10 @@ class FakeOutput:
 
         return Stdio(stdout=f"/fifo/{id_}/stdout", terminal=terminal)
 
+    async def make(self, meta: object) -> None:
+        if "make" in self.failures:
+            raise self.failures["make"]
+
     async def attach(self, meta: object, *, log_path: str, log_root: str) -> None:
         if "attach" in self.failures:
             raise self.failures["attach"]

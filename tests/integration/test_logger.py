@@ -83,7 +83,7 @@ class Rig:
 def gone(pid: int) -> bool:
     try:
         return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # also between its opening and its reading
         return True
 
 
@@ -376,6 +376,22 @@ async def test_refusals_come_as_errors(rig: Rig) -> None:
     with pytest.raises(NotFound):
         await client.attach("c", log_path="", stdout_fifo=str(rig.directory / "nothing"))
     await client.ping()
+
+
+@pytest.mark.parametrize("held", [True, False])
+async def test_fifos_that_are_held_open_stay_so_until_the_end(rig: Rig, held: bool) -> None:
+    client = rig.client()
+    fifo = str(rig.directory / "stdout")
+    if held:
+        client.hold("c", fifo)
+        os.close(rig.writer())  # a shim that is faster than the logger waits for nobody
+    with pytest.raises(InvalidArgument, match="outside"):
+        await client.attach("c", log_path="/elsewhere", log_root="/logs", stdout_fifo=fifo)
+    if held:
+        os.close(rig.writer())  # and not for one that refuses, either
+        await client.finish("c")
+    with pytest.raises(OSError, match="No such device"):
+        rig.writer()
 
 
 async def test_a_tap(rig: Rig) -> None:

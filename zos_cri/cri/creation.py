@@ -7,11 +7,11 @@ import secrets
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from zos_cri.cri import facts, userns
+from zos_cri.cri import facts, looks, userns
 from zos_cri.cri.creation_parts import (
     cgroup_of,
     image_volumes,
@@ -32,7 +32,7 @@ from zos_cri.errors import (
 )
 from zos_cri.failpoints import step
 from zos_cri.images.store import is_flist
-from zos_cri.linux import apparmor, blocking, selinux
+from zos_cri.linux import apparmor, blocking
 from zos_cri.log import bind, get_log
 from zos_cri.module.types import NewContainer
 from zos_cri.oci import fields, mounts, namespaces, security, signals, users
@@ -42,7 +42,7 @@ from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import ContainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from zos_cri._pb import cri_pb2 as pb
     from zos_cri.cri.cdi import CdiSpecs
@@ -60,16 +60,11 @@ if TYPE_CHECKING:
     from zos_cri.module.types import ContainerRecord
     from zos_cri.oci.base import DeviceNode
     from zos_cri.oci.container import HandlerSettings
-    from zos_cri.oci.devices import DeviceFacts
     from zos_cri.oci.host import HostFacts
     from zos_cri.store.model import ContainerMeta, SandboxMeta
 
 _log = get_log(__name__)
 
-T = TypeVar("T")
-
-RELABEL_TIMEOUT: Final = 120.0  # a volume of a million files takes about ten seconds
-PATH_TIMEOUT: Final = 20.0  # for a look at a path that the pod names; a busy NFS server takes long
 ACCOUNT_FILES: Final = ("etc/passwd", "etc/group")
 
 
@@ -196,9 +191,9 @@ class Creation:
             undo.push_async_callback(self._release_rootfs, id_)
             rootfs = await self._rootfs(id_, source, id_mappings, handler.snapshot_options)
             volumes = await self._image_volumes(id_, config, image)
-            looks = await self._mount_facts(id_, sandbox, config, volume_images)
+            found = await self._mount_facts(id_, sandbox, config, volume_images)
             spec = container_spec(
-                replace(inputs, mount_facts=looks, extra_mounts=volume_mounts(volumes)),
+                replace(inputs, mount_facts=found, extra_mounts=volume_mounts(volumes)),
                 sandbox=pod_config,
                 config=config,
                 image=image.config,
@@ -209,7 +204,7 @@ class Creation:
                 check_spec(checkpoint, image, spec)
             undo.push_async_callback(self._nri.undo_create, id_)
             spec, limits = await self._nri.create(New(id_, sandbox, config, image.id, spec))
-            await self._relabel(spec, config, looks)
+            await looks.relabel(spec, config, found)
             stop_signal = signals.of_container(config.stop_signal, image.config.stop_signal)
             await self._containers.create(
                 NewContainer(
@@ -330,9 +325,7 @@ class Creation:
                     )
                 found = mounts.MountFacts(source=str(place or ""), exists=place is not None)
             else:
-                field = f"mounts[{index}].host_path"
-                fields.absolute_path(field, mount.host_path)
-                found = await self._look(partial(facts.mount_facts, field, mount), mount.host_path)
+                found = await looks.mount_facts(index, mount)
             result.append(found)
         return tuple(result)
 
@@ -361,7 +354,7 @@ class Creation:
                 resolv_conf=str(files.resolv_conf),
                 shm=files.shm(pod_config),
             ),
-            device_facts=await self._device_facts(config),
+            device_facts=await looks.device_facts(config),
             host_devices=devices,
             seccomp_localhost=await self._seccomp(sandbox, context),
             cdi=await self._cdi.edits(config.CDI_devices),
@@ -374,14 +367,6 @@ class Creation:
         profiles = await blocking.call(apparmor.loaded)
         return replace(self._host, apparmor_profiles=profiles)
 
-    async def _device_facts(self, config: pb.ContainerConfig) -> tuple[DeviceFacts, ...]:
-        result = []
-        for index, device in enumerate(config.devices):
-            fields.absolute_path(f"devices[{index}].host_path", device.host_path)
-            look = partial(facts.device_facts, device)
-            result.append(await self._look(look, device.host_path))
-        return tuple(result)
-
     async def _seccomp(
         self, sandbox: SandboxMeta, context: pb.LinuxContainerSecurityContext
     ) -> bytes | None:
@@ -391,23 +376,7 @@ class Creation:
         if not path:
             return None
         field = f"{security.seccomp_choice(context, unset=unset)[0]}.localhost_ref"
-        return await self._look(partial(facts.seccomp_file, field, path), path)
-
-    async def _relabel(
-        self,
-        spec: Mapping[str, Any],
-        config: pb.ContainerConfig,
-        looks: Sequence[mounts.MountFacts],
-    ) -> None:
-        """Gives volumes that ask for it the SELinux label of the container's mounts."""
-        label = spec["linux"].get("mountLabel")
-        for path in mounts.to_relabel(config.mounts, looks) if label else ():
-            await blocking.call_abandonable(
-                selinux.relabel, path, label, timeout=RELABEL_TIMEOUT, what=path
-            )
-
-    async def _look(self, look: Callable[[], T], path: str) -> T:
-        return await blocking.call_abandonable(look, timeout=PATH_TIMEOUT, what=path)
+        return await looks.look(partial(facts.seccomp_file, field, path), path)
 
     def _namespaces(
         self, sandbox: SandboxMeta, options: pb.NamespaceOption
@@ -453,10 +422,15 @@ class Creation:
     shim_writes_log: Final = False
 
     async def starting(self, record: ContainerRecord) -> None:
-        """Opens the container's streams: the shim would block on FIFOs that nobody reads."""
+        """Makes the container's streams: the shim would block on FIFOs that nobody holds open."""
         # Asked again now that the start is recorded: who stops the pod waits for it from here on.
-        sandbox = self._sandboxes.ready(record.meta.ns).meta
+        self._sandboxes.ready(record.meta.ns)
+        await self._output.make(record.meta)
+
+    async def attaching(self, record: ContainerRecord) -> None:
+        """Has the logger read them: it takes its 2 ms while the runtime creates the container."""
         extra, _ = self._views.parts(record)
+        sandbox = self._sandboxes.find(record.meta.ns).meta
         await self._output.attach(
             record.meta,
             log_path=extra.log_path,

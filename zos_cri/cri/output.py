@@ -60,8 +60,14 @@ class Output:
             terminal=terminal,
         )
 
+    async def make(self, meta: ContainerMeta) -> None:
+        """Makes the FIFOs, which the shim may open from then on, and waits for nobody."""
+        async with step("log.fifos"):
+            await blocking.call(_make_fifos, meta.stdio)
+            self._logger.hold(meta.id, meta.stdio.stdout, meta.stdio.stderr)
+
     async def attach(self, meta: ContainerMeta, *, log_path: str, log_root: str) -> None:
-        """Makes the FIFOs, and has the logger read them into `log_path` ("" = drop the output).
+        """Has the logger read the FIFOs into `log_path` ("" = drop the output).
 
         Args:
             log_root: what the path may not leave, not by symbolic links either.
@@ -69,8 +75,6 @@ class Output:
         Raises:
             Error: the logger can't be had, or the log file can't be opened.
         """
-        async with step("log.fifos"):
-            await blocking.call(_make_fifos, meta.stdio)
         async with step("log.attach"):
             await self._logger.attach(
                 meta.id,

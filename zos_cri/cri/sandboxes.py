@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -37,6 +37,7 @@ from zos_cri.shim.handler import SHIM
 from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import SANDBOX, SandboxEvent, SandboxState, advance, allows
 from zos_cri.store.model import SandboxMeta, SandboxStatus
+from zos_cri.together import together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Container, Mapping, Sequence
@@ -166,6 +167,7 @@ class Sandboxes:
                 + ("" if same else " and has another configuration")
             )
         pods.check(config, systemd=self._handlers[handler].systemd_cgroup)
+        self._containers.soon()
         with self.places.warm.making():
             id_, group = self.places.take(handler)
             try:
@@ -215,7 +217,7 @@ class Sandboxes:
         self, meta: SandboxMeta, config: pb.PodSandboxConfig, parameters: Mapping[str, str]
     ) -> None:
         try:
-            ips, _, _ = await _all(
+            ips, _, _ = await together(
                 self._connect(meta, config, parameters),
                 self._timed("files", self._make_files(meta, config)),
                 self._timed("shim", self._start_shim(meta)),
@@ -325,7 +327,7 @@ class Sandboxes:
             return
         # The init last, by `_release`: with it the shim goes, which the others need.
         ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
-        await _all(*(self._containers.remove(id_) for id_ in ids))
+        await together(*(self._containers.remove(id_) for id_ in ids))
         await self._change(meta.id, SandboxEvent.REMOVE)
         if meta.id not in self._released:
             await self._release(meta)
@@ -344,7 +346,7 @@ class Sandboxes:
     async def _stop_containers(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "containers"):
             ids = [id_ for id_ in self.containers(meta.id) if id_ != meta.id]
-            await _all(*map(self._stop_container, ids))
+            await together(*map(self._stop_container, ids))
 
     async def _stop_container(self, id_: str) -> None:
         with contextlib.suppress(NotFound):  # removed meanwhile
@@ -364,7 +366,7 @@ class Sandboxes:
         else:
             await self._stop_containers(meta)
             await self._nri.stop_pod(meta)
-            await _all(self._release_shim(meta), self._release_network(meta))
+            await together(self._release_shim(meta), self._release_network(meta))
         with self._metrics.stage("stop_pod_sandbox", "files"):
             async with step("sandbox.remove"):
                 await blocking.call(self.files(meta.id).remove)
@@ -373,7 +375,7 @@ class Sandboxes:
     async def _release_shim(self, meta: SandboxMeta) -> None:
         with self._metrics.stage("stop_pod_sandbox", "shim"):
             # The shim ends only without tasks: those of exited containers are being deleted.
-            await _all(*(self._containers.exits.settled(i) for i in self.containers(meta.id)))
+            await together(*(self._containers.exits.settled(i) for i in self.containers(meta.id)))
             await self._containers.remove(meta.id)  # the init, where there is one
             await self.places.leave(meta.id, meta.group, self.containers(meta.id))
 
@@ -482,15 +484,3 @@ class Sandboxes:
         # What was meant to happen doesn't where it can't be recorded; what has happened has.
         write = self.table.note if event in _FACTS else self.table.update
         await write(id_, change)
-
-
-async def _all(*work: Awaitable[Any]) -> list[Any]:
-    """The results, once all have ended; the first error where there is one.
-
-    None is cancelled for another's failure: each is bounded, and what it made must be known.
-    """
-    results = await asyncio.gather(*work, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return list(results)

@@ -32,7 +32,7 @@ _log = get_log(__name__)
 # Well within the shortest grace period (a few jiffies), and seldom enough to cost 1% of a CPU.
 PERIOD: Final = 0.005
 LONGEST: Final = 2.0  # seconds; in a start that hangs no move is about to come
-SOON: Final = 0.05  # seconds; a kubelet starts what it has created within a few milliseconds
+SOON: Final = 0.05  # seconds; a kubelet goes on within a few milliseconds
 _GROUPS_MAX: Final = 1 << 16  # bytes; a line for each hierarchy, of which there are a dozen
 _ANNOUNCED: Final = object()  # the starts to come, in the place of one
 
@@ -55,7 +55,7 @@ class Moves:
         self._thread: threading.Thread | None = None
 
     def soon(self) -> None:
-        """A container was created, so it will be started at once, or not for long."""
+        """A pod or a container was made, so one will be started at once, or not for long."""
         if self._move is None:
             return
         with self._lock:

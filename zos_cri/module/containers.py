@@ -24,8 +24,10 @@ from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
 from zos_cri.module.ending import Ending, SignalInit
 from zos_cri.module.exits import Exits
+from zos_cri.module.starting import create_task
 from zos_cri.module.types import ContainerEventKind, ContainerNotice
 from zos_cri.shim import bundle as bundles
+from zos_cri.shim.task import CREATE_TIMEOUT
 from zos_cri.store.joins import Joins
 from zos_cri.store.lifecycle import CONTAINER, ContainerEvent, ContainerState, advance, allows
 from zos_cri.store.model import EXIT_CODE_START_FAILED, ContainerMeta, ContainerStatus
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
 _log = get_log(__name__)
 
 SHIM_TIMEOUT: Final = 30.0  # a shim's start takes 10 ms; a host out of memory takes seconds
-CREATE_TIMEOUT: Final = 120.0  # runtime hooks and slow volumes are part of it
 START_TIMEOUT: Final = 60.0
 
 
@@ -129,6 +130,10 @@ class Containers:
 
     # ---- create
 
+    def soon(self) -> None:
+        """A container will be created and started before long: the host is made ready for it."""
+        self._moves.soon()
+
     async def create(self, new: NewContainer) -> ContainerRecord:
         """Records a container and writes its bundle. No process is started.
 
@@ -144,7 +149,7 @@ class Containers:
                 f'runtime handler "{new.handler}": its shims hold containers only in sandboxes that'
                 " they make of pods"
             )
-        self._moves.soon()
+        self.soon()
         meta = new.meta(str(self._bundle_dir / new.id))
         await self._joins.run(f"create {meta.id}", b"", lambda: self._create(meta, new))
         return self.table.find(meta.id)
@@ -203,18 +208,7 @@ class Containers:
         with self._metrics.stage("start_container", "shim"):
             shim = await self._shims.start(meta.group, handler, timeout=SHIM_TIMEOUT)
         with self._metrics.stage("start_container", "create"), self._moves.expected():
-            pid = await shim.task.create(
-                meta.id,
-                meta.bundle,
-                meta.rootfs,
-                terminal=meta.stdio.terminal,
-                stdin=meta.stdio.stdin,
-                stdout=meta.stdio.stdout,
-                stderr=meta.stdio.stderr,
-                options=shim.handler.task_options(io_uid=meta.root_uid, io_gid=meta.root_gid),
-                checkpoint=meta.checkpoint,
-                timeout=CREATE_TIMEOUT,
-            )
+            pid = await create_task(record, owner, shim)
         if owner is not None:
             await owner.task_created(record, pid)
         await self.exits.starting(meta)

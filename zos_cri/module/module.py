@@ -264,6 +264,9 @@ class ContainerModule:
     async def starting(self, record: ContainerRecord) -> None:
         """Nothing to prepare: the shim writes the log by itself."""
 
+    async def attaching(self, record: ContainerRecord) -> None:
+        """Nor to read."""
+
     async def task_created(self, record: ContainerRecord, pid: int) -> None:
         """Nobody has a word in it."""
 

@@ -94,6 +94,15 @@ class Owner(Protocol):
             Error: it can't be; the start fails with this.
         """
 
+    async def attaching(self, record: ContainerRecord) -> None:
+        """Its task is being created meanwhile, and isn't started before this returns.
+
+        Until then nothing reads what it writes to, and the shim must not have to wait for that.
+
+        Raises:
+            Error: it can't be read; the start fails with this.
+        """
+
     async def task_created(self, record: ContainerRecord, pid: int) -> None:
         """Its task is there and stopped before its first instruction.
 

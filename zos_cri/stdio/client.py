@@ -141,11 +141,13 @@ class LoggerClient:
             max_line=max_line,
             drop_after=drop_after,
         )
-        self._hold(spec)
+        held = container in self._held
+        self.hold(container, stdout_fifo, stderr_fifo)
         try:
             await self._ask(messages.Attach(seq=next(self._seq), spec=spec), None)
         except _REFUSED:
-            self._release(container)
+            if not held:
+                self._release(container)
             raise
 
     async def reopen(self, container: str) -> None:
@@ -256,7 +258,8 @@ class LoggerClient:
         try:
             for attached in _result(await link.ask(messages.List()), list[Attached]):
                 if not attached.ended:
-                    self._hold(attached.spec)
+                    spec = attached.spec
+                    self.hold(spec.id, spec.stdout, spec.stderr)
         except _LinkBroken as error:
             await link.aclose()
             raise Unavailable("logger: it went away at once") from error
@@ -322,11 +325,15 @@ class LoggerClient:
 
     # The FIFOs' read ends
 
-    def _hold(self, spec: LogSpec) -> None:
-        if spec.id in self._held:
+    def hold(self, container: str, *fifos: str) -> None:
+        """Keeps a container's FIFOs open for reading, until `finish` or `detach`.
+
+        So nobody who opens them waits for the logger, or loses what it wrote where that goes away.
+        """
+        if container in self._held:
             return
-        fds = self._held[spec.id] = []
-        for path in filter(None, (spec.stdout, spec.stderr)):
+        fds = self._held[container] = []
+        for path in filter(None, fifos):
             with contextlib.suppress(OSError):  # the logger says what is wrong with it
                 fds.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 

@@ -47,6 +47,9 @@ class Owner:
     async def starting(self, record):
         pass
 
+    async def attaching(self, record):
+        pass
+
     async def start_undone(self, record):
         pass
 

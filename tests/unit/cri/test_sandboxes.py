@@ -54,6 +54,14 @@ async def test_a_pod_on_the_hosts_namespaces_has_neither_an_address_nor_pins(ben
     assert bench.leftovers() == []
 
 
+async def test_a_containers_start_is_announced_with_the_pod(bench, monkeypatch):
+    announced = []
+    monkeypatch.setattr(bench.containers, "soon", lambda: announced.append(bench.shims.calls[:]))
+    pod = await bench.sandboxes.run(pod_config(), "")
+    assert announced == [[]]  # before anything is made: the kernel takes its time
+    await bench.sandboxes.remove(pod)
+
+
 async def test_the_network_is_told_of_ports_limits_and_cgroup(bench):
     config = pod_config(
         port_mappings=[

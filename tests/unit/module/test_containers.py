@@ -72,6 +72,13 @@ async def test_a_create_that_fails_leaves_nothing(bench):
     assert bench.told() == []
 
 
+async def test_a_start_is_announced_with_the_container(bench, monkeypatch):
+    announced = []
+    monkeypatch.setattr(bench.containers, "soon", lambda: announced.append(len(bench.told())))
+    await bench.create()
+    assert announced == [0]  # before anything is made: the kernel takes its time
+
+
 # ---- start
 
 
@@ -83,7 +90,7 @@ async def test_start_joins_the_groups_shim_and_asks_wait_before_the_start(bench)
     assert bench.shims.calls == [("start", "pod")]
     calls = [call[0] for call in bench.tasks.calls]
     assert calls.index("create") < calls.index("start")
-    assert bench.owner.calls == [("starting", ID), ("task_created", ID)]
+    assert bench.owner.calls == [("starting", ID), ("attaching", ID), ("task_created", ID)]
     assert bench.told() == ["created", "started"]
     assert bench.metric(
         "zos_cri_lifecycle_stage_duration_seconds_count", operation="start_container", stage="start"
@@ -129,14 +136,50 @@ async def test_start_of_what_is_not_there(bench):
     assert not bench.containers._locks
 
 
-@pytest.mark.parametrize("stage", ["shim", "create", "start", "owner"])
+async def test_the_task_is_created_while_its_output_is_attached_and_started_afterwards(bench):
+    await bench.create()
+    created, attached = bench.tasks.hold("create"), asyncio.Event()
+    bench.owner.waits["attaching"] = attached
+    start = asyncio.create_task(bench.containers.start(ID))
+    await until(lambda: bench.tasks.count("create"))
+    # Asked for first: else a shim might wait for a reader that a killed server never asked for.
+    assert bench.owner.calls[-1] == ("attaching", ID)
+    created.set()
+    await asyncio.sleep(0.01)
+    assert not bench.tasks.count("start")
+    attached.set()
+    await start
+    assert bench.tasks.count("start") == 1
+
+
+@pytest.mark.parametrize("first", ["create", "attaching"])
+async def test_of_a_start_that_fails_twice_at_once_nothing_is_left(bench, first):
+    await bench.create()
+    bench.tasks.fail("create", Unavailable("no task"))
+    bench.owner.failures["attaching"] = Unavailable("no log")
+    gate = asyncio.Event()
+    if first == "create":
+        bench.owner.waits["attaching"] = gate
+    else:
+        gate = bench.tasks.hold("create")
+    start = asyncio.create_task(bench.containers.start(ID))
+    await asyncio.sleep(0.01)
+    assert not start.done()  # neither is taken back while it is being made
+    gate.set()
+    with pytest.raises(Unavailable, match="no log"):
+        await start
+    assert bench.tasks.tasks == {}
+    assert bench.status().message == "no log"
+
+
+@pytest.mark.parametrize("stage", ["shim", "create", "start", "starting", "attaching"])
 async def test_a_start_that_fails_is_told_as_an_exit(bench, stage):
     await bench.create()
     error = Unavailable("runc: it\nis broken")
     if stage == "shim":
         bench.shims.fail("start", error)
-    elif stage == "owner":
-        bench.owner.failures["starting"] = error
+    elif stage in ("starting", "attaching"):
+        bench.owner.failures[stage] = error
     else:
         bench.tasks.fail(stage, error)
     with pytest.raises(Unavailable, match="is broken"):
