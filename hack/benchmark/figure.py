@@ -6,7 +6,7 @@ import html
 import statistics
 from typing import TYPE_CHECKING, Final
 
-from hack.benchmark.report import Ratio, figure, measured_rows, pooled, ratio
+from hack.benchmark.report import Ratio, figure, judged, measured_rows, pooled, ratio
 
 if TYPE_CHECKING:
     from hack.benchmark.report import Result, Row
@@ -26,7 +26,8 @@ def svg(result: Result) -> str:
     ours, peer = result.targets[:2]
     bars = [
         (row, found)
-        for row in measured_rows(result)
+        for each in measured_rows(result)
+        for row in judged(each, ours, [peer])
         if row.goal is not None and (found := ratio(result, ours, peer, row.key))
     ]
     height = TOP + LINE * len(bars) + 20

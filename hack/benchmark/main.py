@@ -73,7 +73,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--pods", type=_numbers, default=[100], help="to fill and drain: 100 or 100,400"
     )
-    parser.add_argument("--reads", type=int, default=30, help="of each kind with those pods (30)")
+    parser.add_argument(
+        "--reads", type=int, default=300, help="of each kind with those pods, for 1 s each (300)"
+    )
     parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
     parser.add_argument(
         "--goals", action="store_true", help="3 rounds of what there are goals for: 5 minutes"
@@ -155,12 +157,13 @@ def make_target(argument: str, number: int, place: Place, setting: Setting) -> T
 
 
 def find_runtime(name: str) -> Path:
-    """An OCI runtime by its name, ours of hack/tools first, or by its path.
+    """An OCI runtime by its name, those of hack/tools first, or by its path.
 
     Raises:
         SystemExit: there is none.
     """
-    found = shutil.which(name, path=f"{TOOLS}:{os.environ.get('PATH', os.defpath)}")
+    folders = (TOOLS, TOOLS.parent / "crun" / "bin", os.environ.get("PATH", os.defpath))
+    found = shutil.which(name, path=":".join(map(str, folders)))
     if found is None:
         raise SystemExit(f"hack/bench: there is no runtime {name}")
     return Path(found)
@@ -174,9 +177,9 @@ def prepare_host(options: argparse.Namespace) -> None:
     """
     if options.favordynmods and not asyncio.run(dynmods.favor()):
         raise SystemExit("hack/bench: --favordynmods: this kernel doesn't do it")
-    if any(":crun" in target for target in options.targets) and UNIFIED.is_mount():
-        # crun before 1.9 refuses hybrid cgroups; the mount is our namespace's own. What it makes
-        # there all the same must not stay below the host's mount.
+    if any(map(report.has_crun, options.targets)) and UNIFIED.is_mount():
+        # crun refuses hybrid cgroups; the mount is our namespace's own. What it makes there all the
+        # same must not stay below the host's mount.
         unmount(str(UNIFIED), lazy=True)
         mount(Mount(type="tmpfs", source="tmpfs"), str(UNIFIED))
 

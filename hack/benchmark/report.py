@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ READS: Final = {
     "Status": None,
 }
 GOALS_FOR: Final = 100  # pods: what issue's goals are about
+# For a pod to be ready with crun, where the peer has runc, and where it has crun as well.
+READY_WITH_CRUN: Final = 0.20, 0.60
+
+
+def has_crun(target: str) -> bool:
+    """Whether a target is one with crun, as `zos-cri:crun` and `containerd:/usr/bin/crun`."""
+    return Path(target.partition(":")[2].partition(":")[0]).name == "crun"
+
+
+def judged(row: Row, ours: str, peers: Sequence[str]) -> list[Row]:
+    """A line with its goal for each peer: the first's, unless the runtimes decide otherwise."""
+    goals = [row.goal, *[None] * (len(peers) - 1)]
+    if row.key == "host/ready" and has_crun(ours):
+        goals = [READY_WITH_CRUN[has_crun(peer)] for peer in peers]
+    return [replace(row, goal=goal) for goal in goals]
 
 
 def rows(pods: Sequence[int], at_once: Sequence[int]) -> Iterator[Row]:
@@ -188,13 +204,16 @@ def table(result: Result) -> str:
             for each in ratios
         ]
         if peers:
-            cells += _judged(row, ratios[0])
+            cells += _verdict(judged(row, ours, peers), ratios)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _judged(row: Row, first: Ratio | None) -> list[str]:
-    if row.goal is None:
-        return ["", ""]
-    goal = f"{'≥' if row.more_is_better else '≤'} {row.goal:g}"
-    return [goal, "" if first is None else "holds" if first.meets(row) else "**missed**"]
+def _verdict(rows: Sequence[Row], ratios: Sequence[Ratio | None]) -> list[str]:
+    """The goals and whether they are met, peer by peer."""
+    goals, verdicts = [], []
+    for row, found in zip(rows, ratios, strict=True):
+        if row.goal is not None:
+            goals.append(f"{'≥' if row.more_is_better else '≤'} {row.goal:g}")
+            verdicts.append("-" if found is None else "holds" if found.meets(row) else "**missed**")
+    return ["; ".join(goals), "; ".join(verdicts)]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CALL_TIMEOUT: Final = 60.0  # seconds; the slowest call seen, among 50 at once, took 6
 PULL_TIMEOUT: Final = 300.0
 MAX_MESSAGE: Final = 16 << 20  # bytes: the kubelet's own limit
+READ_FOR: Final = 1.0  # seconds, of each kind
+READS: Final = 10  # of each kind, at least: containerd's lists of statistics take 0.2 s each
 LABEL: Final = "zos-cri.bench"  # by it our pods are told from others on a socket that isn't ours
 
 # What the kubelet hands to every container that isn't privileged.
@@ -270,7 +272,11 @@ class Workload:
         recorder.add(f"{prefix}/drain", time.perf_counter() - begun)
 
     def reads(self, recorder: Recorder, pods: list[Pod], times: int) -> None:
-        """What the kubelet reads while all these pods run; a call that fails is noted as that."""
+        """What the kubelet reads while all these pods run; a call that fails is noted as that.
+
+        Args:
+            times: of each kind, at most: a slow one ends after `READ_FOR`.
+        """
         pod = pods[len(pods) // 2]
         requests: dict[str, Callable[[], Any]] = {
             "ListContainers": pb.ListContainersRequest,
@@ -285,7 +291,10 @@ class Workload:
         prefix = f"pods/{len(pods)}"
         for method, request in requests.items():
             try:
-                for _ in range(times):
+                end = time.perf_counter() + READ_FOR
+                for number in range(times):
+                    if number >= READS and time.perf_counter() > end:
+                        break
                     self._call(recorder, prefix, method, request())
             except grpc.RpcError as error:
                 recorder.errors[f"{prefix}/{method}"] = error.code().name

@@ -53,6 +53,13 @@ class Archive:
         run("dpkg-source", "--no-check", "--extract", str(description), str(tree))
         return tree
 
+    def tarballs(self, package: str, target: Path) -> list[Path]:
+        """Fetches a source package's upstream releases alone."""
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        self._apt("source", "--download-only", "--only-source", "--tar-only", package, cwd=target)
+        return [each for each in sorted(target.glob("*.orig*.tar.*")) if each.suffix != ".asc"]
+
     def unpack(self, packages: Iterable[str], target: Path) -> None:
         """Fetches packages with all that they depend on, and unpacks the lot into one tree."""
         for stale in (self._root / "archives").glob("*.deb"):

@@ -122,3 +122,21 @@ def test_table_of_three_compares_with_each() -> None:
     )
     assert "| ÷ b | ÷ c |" in table(three)
     assert "| 0.50 (0.50-0.50) | 0.25 (0.25-0.25) | ≤ 0.45 | **missed** |" in table(three)
+
+
+@pytest.mark.parametrize(
+    ("ours", "goals", "verdicts"),
+    [
+        ("zos-cri", "≤ 0.4", "holds"),
+        ("zos-cri:crun", "≤ 0.2; ≤ 0.6", "**missed**; holds"),
+        ("zos-cri@../tree:/usr/bin/crun:rs", "≤ 0.2; ≤ 0.6", "**missed**; holds"),
+    ],
+)
+def test_a_pods_goal_follows_the_runtimes(ours: str, goals: str, verdicts: str) -> None:
+    times = {ours: 1.0, "containerd": 4.0, "containerd:crun": 2.0}
+    measured = Result(
+        targets=list(times),
+        rounds={name: [{"host/ready": [value]}] for name, value in times.items()},
+        about=ABOUT,
+    )
+    assert table(measured).splitlines()[2].endswith(f"| {goals} | {verdicts} |")
