@@ -69,6 +69,11 @@ def bind(**fields: object) -> Iterator[None]:
         _bound.reset(token)
 
 
+def join(fields: Mapping[str, object]) -> None:
+    """Adds fields to every line that this task writes from now on, and those that it starts."""
+    _bound.set({**_bound.get(), **fields})
+
+
 def setup(*, level: str = "info", fmt: str = "text", stream: TextIO | None = None) -> None:
     """Sends all logs of the process to `stream` (standard error by default).
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import grpc
 from google.protobuf import message_factory
 
 from zos_cri.errors import Error, Unimplemented, grpc_code, one_line
-from zos_cri.log import bind, get_log
+from zos_cri.log import get_log, join
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+    from prometheus_client import Gauge, Histogram
 
     from zos_cri.metrics import Metrics
     from zos_cri.tracing import Recording
@@ -96,64 +98,97 @@ class Rpcs:
         return wait_and_call
 
     def _unary(self, method: MethodDescriptor, call: Unary) -> Callable[[Any, Context], Any]:
-        fields = _log_fields(method)
+        known = _Method(self._metrics, method)
 
         async def handle(request: Any, context: Context) -> Any:
-            about = fields(request)
-            observing = _Observed(self._metrics, method, request, about, context)
-            with observing as observed, bind(**about):
-                try:
-                    response = await call(request)
-                    observed.sends()
-                    return response
-                except Exception as error:
-                    code = observed.failed(error)
-                return await context.abort(code, observed.message)
+            observed = _Observed(known, request, context)
+            try:
+                response = await call(request)
+                observed.sends()
+                return response
+            except Exception as error:
+                code = observed.failed(error)
+            except BaseException:
+                observed.cancelled()
+                raise
+            finally:
+                observed.ends()
+            return await context.abort(code, observed.message)
 
         return handle
 
     def _stream(self, method: MethodDescriptor, call: Stream) -> Callable[[Any, Context], Any]:
-        fields = _log_fields(method)
+        known = _Method(self._metrics, method)
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-            about = fields(request)
-            observing = _Observed(self._metrics, method, request, about, context)
-            with observing as observed, bind(**about):
-                try:
-                    # Closed with the call, so that a client that leaves frees what it reads from.
-                    async with contextlib.aclosing(call(request)) as responses:
-                        async for response in responses:
-                            if response is None:
-                                await context.send_initial_metadata(())
-                            else:
-                                observed.sends()
-                                yield response
-                    return
-                except Exception as error:
-                    code = observed.failed(error)
-                await context.abort(code, observed.message)
+            observed = _Observed(known, request, context)
+            try:
+                # Closed with the call, so that a client that leaves frees what it reads from.
+                async with contextlib.aclosing(call(request)) as responses:
+                    async for response in responses:
+                        if response is None:
+                            await context.send_initial_metadata(())
+                        else:
+                            observed.sends()
+                            yield response
+                return
+            except Exception as error:
+                code = observed.failed(error)
+            except BaseException:
+                observed.cancelled()
+                raise
+            finally:
+                observed.ends()
+            await context.abort(code, observed.message)
 
         return handle
 
 
-class _Observed:
-    """One RPC's measurements: in flight while inside, its duration and code afterwards.
+class _Method:
+    """What the calls of one method have in common, looked up once."""
 
-    And its span, where there is tracing.
+    def __init__(self, metrics: Metrics, method: MethodDescriptor) -> None:
+        self.metrics = metrics
+        self.descriptor = method
+        fields = method.input_type.fields_by_name
+        self._names = [(name, key) for name, key in _ID_FIELDS.items() if name in fields]
+
+    # Both with the first call: what was never called has no series.
+
+    @cached_property
+    def in_flight(self) -> Gauge:
+        return self.metrics.in_flight(self.descriptor.name)
+
+    @cached_property
+    def answered(self) -> Histogram:
+        return self.metrics.duration(self.descriptor.name, "OK")
+
+    def about(self, request: Any) -> dict[str, str]:
+        """What a request adds to log lines."""
+        found = {"rpc": self.descriptor.name}
+        for name, key in self._names:
+            value = getattr(request, name)
+            if value:
+                found[key] = value
+        return found
+
+
+class _Observed:
+    """One RPC's log fields and measurements: in flight until it ends, then its duration and code.
+
+    And its span, where there is tracing. Whoever makes one is a task of its own, whose fields they
+    become. No context manager: that took longer than an answer from memory.
     """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        method: MethodDescriptor,
-        request: Any,
-        about: Mapping[str, str],
-        context: Context,
-    ) -> None:
-        self._metrics = metrics
+    __slots__ = ("_begun", "_code", "_method", "_span", "_told", "_traced", "message")
+
+    def __init__(self, method: _Method, request: Any, context: Context) -> None:
+        about = method.about(request)
+        join(about)
+        metrics = method.metrics
         names = metrics.containerd
-        self._told = names.begun(method, request) if names is not None else None
-        self._method = method.name
+        self._told = names.begun(method.descriptor, request) if names is not None else None
+        self._method = method
         self._begun = time.perf_counter()
         self._code = "OK"
         self.message = ""
@@ -161,26 +196,26 @@ class _Observed:
         self._span: Recording | None = None
         if metrics.tracer is not None:
             metadata = dict(context.invocation_metadata() or ())
-            service = method.containing_service.full_name
-            self._traced = metrics.tracer.rpc(service, method.name, metadata, about)
-
-    def __enter__(self) -> _Observed:
-        if self._traced is not None:
+            service = method.descriptor.containing_service.full_name
+            self._traced = metrics.tracer.rpc(service, method.descriptor.name, metadata, about)
             self._span = self._traced.__enter__()
-        self._metrics.in_flight(self._method).inc()
-        return self
+        method.in_flight.inc()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, (asyncio.CancelledError, GeneratorExit)):
-            self._code = "CANCELLED"
-        self._metrics.in_flight(self._method).dec()
+    def ends(self) -> None:
+        """Whatever its end was; before the answer is sent."""
+        method = self._method
+        method.in_flight.dec()
         seconds = time.perf_counter() - self._begun
         exemplar = None
         if self._traced is not None and self._span is not None:
             exemplar = self._span.exemplar()
             self._span.answered(self._code, self.message)
             self._traced.__exit__(None, None, None)
-        self._metrics.duration(self._method, self._code).observe(seconds, exemplar)
+        if self._code == "OK":
+            duration = method.answered
+        else:
+            duration = method.metrics.duration(method.descriptor.name, self._code)
+        duration.observe(seconds, exemplar)
         if self._told is not None:
             self._told.ended(self._code)
 
@@ -189,37 +224,25 @@ class _Observed:
         if self._told is not None:
             self._told.sent()
 
+    def cancelled(self) -> None:
+        """The client has left."""
+        self._code = "CANCELLED"
+
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
         self.message = one_line(error).encode()[:MESSAGE_LIMIT].decode(errors="ignore")
+        rpc = self._method.descriptor.name
         if not isinstance(error, Error) and self._code == "UNKNOWN":
-            _log.exception("rpc failed", rpc=self._method, code=self._code, error=self.message)
+            _log.exception("rpc failed", rpc=rpc, code=self._code, error=self.message)
         else:
             write = _log.error if self._code in _OUR_FAULT else _log.info
-            write("rpc failed", rpc=self._method, code=self._code, error=self.message)
+            write("rpc failed", rpc=rpc, code=self._code, error=self.message)
         return grpc.StatusCode[self._code]
 
 
 def _serialize(message: Any) -> bytes:
     data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
     return data
-
-
-def _log_fields(method: MethodDescriptor) -> Callable[[Any], dict[str, str]]:
-    """What a request of this method adds to log lines: looked up once, not at each call."""
-    names = [
-        (name, key) for name, key in _ID_FIELDS.items() if name in method.input_type.fields_by_name
-    ]
-
-    def fields(request: Any) -> dict[str, str]:
-        found = {"rpc": method.name}
-        for name, key in names:
-            value = getattr(request, name)
-            if value:
-                found[key] = value
-        return found
-
-    return fields
 
 
 def _missing(method: MethodDescriptor) -> Unary:
