@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hack.benchmark import figure, report
-from hack.benchmark.place import placed
+from hack.benchmark.place import placed, stolen
 from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target
 from hack.benchmark.workload import Cri, Recorder, Workload
 from zos_cri.linux import dynmods
@@ -67,7 +67,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET")
-    parser.add_argument("--rounds", type=int, default=5, help="of all targets in turn (5)")
+    parser.add_argument("--rounds", type=int, help="of all targets in turn (5; 3 with --goals)")
     parser.add_argument("--cycles", type=int, default=20, help="one after another, a round (20)")
     parser.add_argument("--at-once", type=_numbers, default=[10, 50], help="10,50")
     parser.add_argument(
@@ -78,7 +78,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
     parser.add_argument(
-        "--goals", action="store_true", help="3 rounds of what there are goals for: 5 minutes"
+        "--goals", action="store_true", help="what there are goals for: 3 rounds are 6 minutes"
     )
     parser.add_argument(
         "--favordynmods",
@@ -102,8 +102,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
     options.targets = options.targets or (
         ["zos-cri"] if options.mode == "rss" else ["zos-cri", "containerd"]
     )
+    options.rounds = options.rounds or (3 if options.goals else 5)
     if options.goals:
-        options.rounds, options.at_once, options.pods = 3, [10], [100]
+        options.at_once, options.pods = [10], [100]
     if options.quick:
         options.rounds, options.cycles, options.at_once, options.pods = 1, 3, [3], [3]
         options.reads = 3
@@ -274,7 +275,10 @@ def measure(place: Place, options: argparse.Namespace) -> report.Result:
                 _say(f"round {number + 1} of {options.rounds}: {target.name}")
                 recorder = Recorder()
                 recorder.add("rss/idle", idle[target.name] / MIB)
+                before = stolen()
                 one_round(target, workloads[target.name], recorder, options)
+                taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
+                recorder.add("steal", taken / passed * 100)
                 result.rounds[target.name].append(recorder.samples)
                 result.errors[target.name].update(recorder.errors)
         about["load_after"] = os.getloadavg()

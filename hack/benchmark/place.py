@@ -177,6 +177,14 @@ def end_processes(cgroup: str) -> None:
     raise RuntimeError(f"left in cgroup {cgroup}: {processes(cgroup)}")
 
 
+def stolen() -> tuple[float, float]:
+    """CPU seconds since boot: those that the hypervisor gave to others, and all (proc_stat(5))."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(each) for each in file.readline().split()[1:9]]
+    hertz = os.sysconf("SC_CLK_TCK")
+    return ticks[7] / hertz, sum(ticks) / hertz
+
+
 def memory(pid: int, file: str, name: str) -> int:
     """A figure of /proc/PID/smaps_rollup or /proc/PID/status, in bytes; 0 where it is gone."""
     try:

@@ -124,6 +124,8 @@ def rows(pods: Sequence[int], at_once: Sequence[int]) -> Iterator[Row]:
     yield Row("rss/idle", "RSS of the idle server", "MiB")
     for number in pods:
         yield from _with_pods(number)
+    # Where one side had more of it than the other, their ratios are off.
+    yield Row("steal", "CPU time that the hypervisor gave to others", "%")
 
 
 def _with_pods(number: int) -> Iterator[Row]:
