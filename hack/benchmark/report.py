@@ -22,6 +22,7 @@ class Row:
         key: of the measurement.
         unit: of its figures.
         goal: of the ratio ours ÷ peer: at most, or at least where `more_is_better`.
+        compared: whether its ratio says anything.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Row:
     unit: str = "ms"
     goal: float | None = None
     more_is_better: bool = False
+    compared: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def rows(pods: Sequence[int], at_once: Sequence[int]) -> Iterator[Row]:
     for number in pods:
         yield from _with_pods(number)
     # Where one side had more of it than the other, their ratios are off.
-    yield Row("steal", "CPU time that the hypervisor gave to others", "%")
+    yield Row("steal", "CPU time that the hypervisor gave to others", "%", compared=False)
 
 
 def _with_pods(number: int) -> Iterator[Row]:
@@ -200,7 +202,7 @@ def table(result: Result) -> str:
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in measured_rows(result):
         cells = [row.title, row.unit, *(_cell(result, t, row.key) for t in result.targets)]
-        ratios = [ratio(result, ours, peer, row.key) for peer in peers]
+        ratios = [ratio(result, ours, peer, row.key) if row.compared else None for peer in peers]
         cells += [
             f"{each.middle:.2f} ({each.low:.2f}-{each.high:.2f})" if each else "-"
             for each in ratios

@@ -140,3 +140,12 @@ def test_a_pods_goal_follows_the_runtimes(ours: str, goals: str, verdicts: str) 
         about=ABOUT,
     )
     assert table(measured).splitlines()[2].endswith(f"| {goals} | {verdicts} |")
+
+
+def test_what_the_hypervisor_took_is_told_and_not_compared() -> None:
+    taken = Result(
+        targets=["ours", "peer"],
+        rounds={"ours": [{"steal": [0.5]}], "peer": [{"steal": [8.0]}]},
+        about=ABOUT,
+    )
+    assert table(taken).splitlines()[2].endswith("| % | 0.50 | 8.00 | - |  |  |")
