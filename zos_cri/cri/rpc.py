@@ -101,18 +101,13 @@ class Rpcs:
         known = _Method(self._metrics, method)
 
         async def handle(request: Any, context: Context) -> Any:
-            observed = _Observed(known, request, context)
-            try:
-                response = await call(request)
-                observed.sends()
-                return response
-            except Exception as error:
-                code = observed.failed(error)
-            except BaseException:
-                observed.cancelled()
-                raise
-            finally:
-                observed.ends()
+            with _Observed(known, request, context) as observed:
+                try:
+                    response = await call(request)
+                    observed.sends()
+                    return response
+                except Exception as error:
+                    code = observed.failed(error)
             return await context.abort(code, observed.message)
 
         return handle
@@ -121,24 +116,19 @@ class Rpcs:
         known = _Method(self._metrics, method)
 
         async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
-            observed = _Observed(known, request, context)
-            try:
-                # Closed with the call, so that a client that leaves frees what it reads from.
-                async with contextlib.aclosing(call(request)) as responses:
-                    async for response in responses:
-                        if response is None:
-                            await context.send_initial_metadata(())
-                        else:
-                            observed.sends()
-                            yield response
-                return
-            except Exception as error:
-                code = observed.failed(error)
-            except BaseException:
-                observed.cancelled()
-                raise
-            finally:
-                observed.ends()
+            with _Observed(known, request, context) as observed:
+                try:
+                    # Closed with the call, so that a client that leaves frees what it reads from.
+                    async with contextlib.aclosing(call(request)) as responses:
+                        async for response in responses:
+                            if response is None:
+                                await context.send_initial_metadata(())
+                            else:
+                                observed.sends()
+                                yield response
+                    return
+                except Exception as error:
+                    code = observed.failed(error)
             await context.abort(code, observed.message)
 
         return handle
@@ -177,7 +167,7 @@ class _Observed:
     """One RPC's log fields and measurements: in flight until it ends, then its duration and code.
 
     And its span, where there is tracing. Whoever makes one is a task of its own, whose fields they
-    become. No context manager: that took longer than an answer from memory.
+    become.
     """
 
     __slots__ = ("_begun", "_code", "_method", "_span", "_told", "_traced", "message")
@@ -201,8 +191,12 @@ class _Observed:
             self._span = self._traced.__enter__()
         method.in_flight.inc()
 
-    def ends(self) -> None:
-        """Whatever its end was; before the answer is sent."""
+    def __enter__(self) -> _Observed:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._code = "CANCELLED"  # the client has left: what fails is caught inside
         method = self._method
         method.in_flight.dec()
         seconds = time.perf_counter() - self._begun
@@ -223,10 +217,6 @@ class _Observed:
         """A message of the answer goes out."""
         if self._told is not None:
             self._told.sent()
-
-    def cancelled(self) -> None:
-        """The client has left."""
-        self._code = "CANCELLED"
 
     def failed(self, error: Exception) -> grpc.StatusCode:
         self._code = grpc_code(error)
