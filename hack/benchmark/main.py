@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -331,6 +332,8 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "kernel": platform.release(),
+        "python": platform.python_version(),
+        "loop": "asyncio" if importlib.util.find_spec("uvloop") is None else "uvloop",
         "cpus": os.cpu_count(),
         "memory_gib": round(memory / (1 << 30)),
         "cgroup": "v2" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "v1",
@@ -364,7 +367,9 @@ def _report(options: argparse.Namespace, result: report.Result) -> int:
         f"favordynmods {'on' if about.get('favordynmods') else 'off'}, "
         f"load average {load}, {about['date']}."
     )
-    print(", ".join(f"{name} is {version}" for name, version in about["versions"].items()))
+    print(", ".join(f"{name} is {version}" for name, version in about["versions"].items()), end="")
+    # Files of earlier runs don't say it.
+    print(f"; Python {about['python']}, {about['loop']}." if "python" in about else "")
     print()
     print(report.table(result), end="")
     return 0
