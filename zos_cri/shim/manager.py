@@ -202,12 +202,8 @@ class ShimManager:
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(speaking.connection.close)
             pid = await identify(speaking, record, path, timeout=self._connect_timeout)
-            pidfd, started = await blocking.call(prove, pid, path, record)
-            undo.callback(pidfd.close)
-            record = msgspec.structs.replace(
-                record, version=speaking.task.version, pid=pidfd.pid, start_time=started
-            )
-            await blocking.call(bundle.write_record, path, record)
+            record = msgspec.structs.replace(record, version=speaking.task.version, pid=pid)
+            pidfd, record = await blocking.call(_proved, path, record)
             undo.pop_all()
         return Shim(record, pidfd, bundle=path, log=log, client=speaking)
 
@@ -484,6 +480,18 @@ def _forget(tasks: dict[str, asyncio.Task[T]], group: str, done: asyncio.Task[T]
         del tasks[group]
     if not done.cancelled():
         done.exception()
+
+
+def _proved(path: Path, record: Record) -> tuple[PidFd, Record]:
+    """A shim's process, and its record with that in it, which is written; blocks."""
+    pidfd, started = prove(record.pid, path, record)
+    try:
+        record = msgspec.structs.replace(record, start_time=started)
+        bundle.write_record(path, record)
+    except BaseException:
+        pidfd.close()
+        raise
+    return pidfd, record
 
 
 def find_binary_at(shim: str, path: str | None) -> str:

@@ -1,8 +1,8 @@
 """Shims kept warm: started for pods that nobody has asked for yet.
 
 A shim needs to know its group's id and nothing else, so that can be chosen ahead. A shim that its
-pod has left is as good as a new one: where pods come and go those are kept too, up to as many
-again, for as long as they are of use. What a server that was killed kept warm has a bundle and a
+pod has left is as good as a new one: where pods come and go those are kept too, some more of them,
+for as long as they are of use. What a server that was killed kept warm has a bundle and a
 record like any other shim, and no pod: the next one takes it over, or ends it.
 """
 
@@ -33,8 +33,9 @@ REST: Final = 0.05
 RETRY: Final = 10.0  # a shim that can't be started can't be in the next instant either
 ASK_TIMEOUT: Final = 2.0  # for a shim without tasks to answer
 START_TIMEOUT: Final = 30.0
-# By how much more shims that pods have left may wait, and for how long when no pod takes any.
-SURPLUS: Final = 2
+# How many times as many may wait where pods have left some, and for how long when no pod takes any:
+# pods that come and go do so about ten at once.
+SURPLUS: Final = 4
 SURPLUS_TIME: Final = 60.0
 
 

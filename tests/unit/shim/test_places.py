@@ -12,7 +12,7 @@ from zos_cri.errors import Unavailable
 from zos_cri.shim import places as module
 from zos_cri.shim.handler import Handler
 from zos_cri.shim.places import Places
-from zos_cri.shim.pool import WarmShims
+from zos_cri.shim.pool import SURPLUS, WarmShims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,11 +97,11 @@ async def test_a_shim_that_does_not_answer_is_ended(fixture: Fixture) -> None:
 async def test_a_shim_is_ended_where_enough_wait(fixture: Fixture) -> None:
     places = await fixture.places(warm=1)
     with places.warm.making():
-        taken = [await fixture.begun(places) for _ in range(3)]
+        taken = [await fixture.begun(places) for _ in range(SURPLUS + 1)]
         for pod, group in taken:
             await places.leave(pod, group, [])
-        assert places.warm.groups == [group for _, group in taken[:2]]
-        assert ("stop", taken[2][1]) in fixture.shims.calls
+        assert places.warm.groups == [group for _, group in taken[:-1]]
+        assert ("stop", taken[-1][1]) in fixture.shims.calls
 
 
 async def test_a_shim_of_an_upgraded_binary_is_ended(fixture: Fixture) -> None:

@@ -13,7 +13,7 @@ from tests.fakes.tasks import FakeShims
 from zos_cri.errors import NotFound, Unavailable
 from zos_cri.shim import bundle, pool
 from zos_cri.shim.handler import Handler
-from zos_cri.shim.pool import WarmShims
+from zos_cri.shim.pool import SURPLUS, WarmShims
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,20 +108,18 @@ async def test_one_whose_pod_is_not_made_is_kept(fixture: Fixture) -> None:
     assert warm.take("runc") == taken
 
 
-async def test_as_many_again_are_kept_of_those_that_pods_have_left(fixture: Fixture) -> None:
+async def test_some_more_are_kept_of_those_that_pods_have_left(fixture: Fixture) -> None:
     warm = await fixture.filled(runc=1)
     taken = warm.take("runc")
     await until(lambda: warm.count() == {"runc": 1})
-    fixture.shims.add("cold", HANDLERS["runc"])
+    more = [f"left{n}" for n in range(SURPLUS - 2)]
+    for group in (*more, "cold"):
+        fixture.shims.add(group, HANDLERS["runc"])
     fixture.shims.add("other", HANDLERS["other"])
     assert taken
-    assert [await warm.keep(group) for group in (taken, "cold", "other", "none")] == [
-        True,
-        False,
-        False,
-        False,
-    ]
-    assert warm.groups[-1] == taken
+    assert [await warm.keep(group) for group in (taken, *more)] == [True] * (SURPLUS - 1)
+    assert [await warm.keep(group) for group in ("cold", "other", "none")] == [False] * 3
+    assert warm.groups[1:] == [taken, *more]
     starts = [method for method, _ in fixture.shims.calls].count("start")
     assert warm.take("runc")
     for _ in range(100):
@@ -135,14 +133,15 @@ async def test_one_that_is_being_started_counts_among_them(fixture: Fixture) -> 
     warm.start()
     await until(lambda: warm._starting)
     assert warm.take("runc") is None
-    for group in "ab":
+    left = [f"left{n}" for n in range(SURPLUS)]
+    for group in left:
         fixture.shims.add(group, HANDLERS["runc"])
-    assert [await warm.keep(group) for group in "ab"] == [True, False]
-    warm.give_back("b")
+    assert [await warm.keep(group) for group in left] == [True] * (SURPLUS - 1) + [False]
+    warm.give_back(left[-1])
     gate.set()
-    await until(lambda: ("stop", "b") in fixture.shims.calls)
-    assert len(warm.groups) == 2
-    assert "a" in warm.groups
+    await until(lambda: ("stop", left[-1]) in fixture.shims.calls)
+    assert len(warm.groups) == SURPLUS
+    assert set(left[:-1]) < set(warm.groups)
 
 
 async def test_none_is_started_where_pods_have_left_enough_while_it_waited(
