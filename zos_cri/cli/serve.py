@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from zos_cri import config, log
 from zos_cri.app.handover import begin_anew
-from zos_cri.linux import openfiles
+from zos_cri.linux import openfiles, priority
 
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = load()
     log.setup(level=settings.log.level, fmt=settings.log.format)
     openfiles.raise_limit()
+    priority.prefer_this_thread()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         held = runner.run(_serve(settings, load))
     if held is not None:
