@@ -14,25 +14,26 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hack.benchmark import figure, report
-from hack.benchmark.place import placed, stolen
-from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target
+from hack.benchmark.place import placed, times
+from hack.benchmark.targets import ROOT, TOOLS, Containerd, Ours, Setting, Target, settle
 from hack.benchmark.workload import Cri, Recorder, Workload
 from zos_cri.linux import dynmods
 from zos_cri.linux.mount import Mount, mount, unmount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
     from hack.benchmark.place import Place
 
 IMAGE: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 WARM_UP: Final = 2  # cycles that don't count
+TURN: Final = 5  # cycles until it is the next one's turn
 AMONG: Final = 5  # cycles while many pods run
 # Of cycles at once: all begin together, and the last ones have the machine for themselves.
 WAVES: Final = 5
@@ -68,7 +69,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("targets", nargs="*", metavar="TARGET")
-    parser.add_argument("--rounds", type=int, help="of all targets in turn (5; 3 with --goals)")
+    parser.add_argument("--rounds", type=int, help="of all targets in turn (5)")
     parser.add_argument("--cycles", type=int, default=20, help="one after another, a round (20)")
     parser.add_argument("--at-once", type=_numbers, default=[10, 50], help="10,50")
     parser.add_argument(
@@ -79,7 +80,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
     parser.add_argument(
-        "--goals", action="store_true", help="what there are goals for: 3 rounds are 6 minutes"
+        "--goals", action="store_true", help="what there are goals for: 5 rounds are 6 minutes"
     )
     parser.add_argument(
         "--favordynmods",
@@ -103,7 +104,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     options.targets = options.targets or (
         ["zos-cri"] if options.mode == "rss" else ["zos-cri", "containerd"]
     )
-    options.rounds = options.rounds or (3 if options.goals else 5)
+    options.rounds = options.rounds or 5
     if options.goals:
         options.at_once, options.pods = [10], [100]
     if options.quick:
@@ -271,43 +272,79 @@ def measure(place: Place, options: argparse.Namespace) -> report.Result:
                     cgroup_parent=target.pods_cgroup,
                     directory=target.spot.state,
                 )
+        measured = [Measured(target, workloads[target.name], Recorder()) for target in targets]
         for number in range(options.rounds):
-            for target in targets:
-                _say(f"round {number + 1} of {options.rounds}: {target.name}")
-                recorder = Recorder()
-                recorder.add("rss/idle", idle[target.name] / MIB)
-                before = stolen()
-                one_round(target, workloads[target.name], recorder, options)
-                taken, passed = (now - then for now, then in zip(stolen(), before, strict=True))
-                recorder.add("steal", taken / passed * 100)
-                result.rounds[target.name].append(recorder.samples)
-                result.errors[target.name].update(recorder.errors)
+            _say(f"round {number + 1} of {options.rounds}")
+            for each in measured:
+                each.recorder = Recorder()
+                each.recorder.add("rss/idle", idle[each.target.name] / MIB)
+            one_round(measured if number % 2 == 0 else measured[::-1], options)
+            for each in measured:
+                result.rounds[each.target.name].append(each.recorder.samples)
+                result.errors[each.target.name].update(each.recorder.errors)
         about["load_after"] = os.getloadavg()
         return result
 
 
-def one_round(
-    target: Target, workload: Workload, recorder: Recorder, options: argparse.Namespace
-) -> None:
-    """Everything of one target once."""
+@dataclass
+class Measured:
+    """A target, and what was measured of it in this round."""
+
+    target: Target
+    workload: Workload
+    recorder: Recorder
+    stolen: float = 0.0  # seconds of the CPUs that the hypervisor took, of `passed`
+    passed: float = 0.0
+
+    @contextlib.contextmanager
+    def at_work(self) -> Iterator[None]:
+        """While it is this one's turn."""
+        before = times()
+        yield
+        after = times()
+        self.stolen += after.stolen - before.stolen
+        self.passed += after.passed - before.passed
+        self.recorder.samples["steal"] = [self.stolen / self.passed * 100]
+
+
+def one_round(measured: Sequence[Measured], options: argparse.Namespace) -> None:
+    """Everything once. What is compared is measured within seconds: the machine's speed changes."""
     networks = [("host", False)] if options.no_bridge else [("host", False), ("bridge", True)]
     for prefix, bridge in networks:
-        for _ in range(WARM_UP):
-            workload.cycle(Recorder(), prefix, bridge=bridge)
-        target.settle()
-        before = target.cpu()
-        for _ in range(options.cycles):
-            workload.cycle(recorder, prefix, bridge=bridge)
-        target.settle()
-        after = target.cpu()
-        if before is not None and after is not None:
-            recorder.add(f"{prefix}/cpu", (after - before) / options.cycles * 1000)
+        for each in measured:
+            for _ in range(WARM_UP):
+                each.workload.cycle(Recorder(), prefix, bridge=bridge)
+        for part in _parts(options.cycles):
+            for each in measured:
+                with each.at_work():
+                    _cycles(each, prefix, part, bridge=bridge)
     for number in options.at_once:
-        workload.at_once(recorder, number, max(WAVES * number, options.cycles))
-        target.settle()
+        for each in measured:
+            with each.at_work():
+                each.workload.at_once(each.recorder, number, max(WAVES * number, options.cycles))
+                settle()
     for number in options.pods:
-        _with_pods(target, workload, recorder, number, reads=options.reads)
-        target.settle()
+        for each in measured:
+            with each.at_work():
+                _with_pods(each.target, each.workload, each.recorder, number, reads=options.reads)
+                settle()
+
+
+def _parts(cycles: int) -> Iterator[int]:
+    """Cycles in parts of about `TURN`."""
+    for begin in range(0, cycles, TURN):
+        yield min(TURN, cycles - begin)
+
+
+def _cycles(each: Measured, prefix: str, number: int, *, bridge: bool) -> None:
+    settle()
+    before = each.target.cpu()
+    for _ in range(number):
+        each.workload.cycle(each.recorder, prefix, bridge=bridge)
+    settle()
+    after = each.target.cpu()
+    if before is not None and after is not None:
+        each.recorder.add(f"{prefix}/cpu", (after - before) / number * 1000)
 
 
 def _with_pods(
@@ -318,7 +355,7 @@ def _with_pods(
     workload.reads(recorder, pods, reads)
     for _ in range(AMONG):
         workload.cycle(recorder, f"{prefix}/among")
-    target.settle()
+    settle()
     pss = target.pss()
     for kind, size in pss.items():
         recorder.add(f"{prefix}/pss/{kind}", size / MIB)

@@ -11,7 +11,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zos_cri.linux.mount import Mount, mount, mounts_below, unmount
 
@@ -177,12 +177,20 @@ def end_processes(cgroup: str) -> None:
     raise RuntimeError(f"left in cgroup {cgroup}: {processes(cgroup)}")
 
 
-def stolen() -> tuple[float, float]:
-    """CPU seconds since boot: those that the hypervisor gave to others, and all (proc_stat(5))."""
+class Times(NamedTuple):
+    """What the CPUs did since boot, in seconds of one CPU (proc_stat(5))."""
+
+    idle: float
+    stolen: float  # by the hypervisor, for others
+    passed: float
+
+
+def times() -> Times:
+    """The host's."""
     with open("/proc/stat", encoding="ascii") as file:
         ticks = [int(each) for each in file.readline().split()[1:9]]
     hertz = os.sysconf("SC_CLK_TCK")
-    return ticks[7] / hertz, sum(ticks) / hertz
+    return Times((ticks[3] + ticks[4]) / hertz, ticks[7] / hertz, sum(ticks) / hertz)
 
 
 def memory(pid: int, file: str, name: str) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from hack.benchmark.place import accounting, cpu_seconds, memory, processes
+from hack.benchmark.place import accounting, cpu_seconds, memory, processes, times
 from hack.benchmark.workload import Cri
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TOOLS: Final = ROOT / ".cache" / "tools" / "bin"
 START_TIMEOUT: Final = 60.0  # seconds until a server answers
 STOP_TIMEOUT: Final = 30.0
-SETTLE_TIMEOUT: Final = 5.0  # for shims that are still ending
+SETTLE_TIMEOUT: Final = 5.0  # for shims that are still ending, and the kernel after them
+# The machine rests when its CPUs are idle for nine tenths of this time.
+REST: Final = 0.2  # seconds
+REST_SHARE: Final = 0.9
 PLUGINS: Final = ("/opt/cni/bin", "/usr/lib/cni")
 OLD_CRUN: Final = 'oci_version = "1.0.2"'  # Debian 12's takes no later one
 PAUSE: Final = "registry.k8s.io/pause:3.10.2"
@@ -81,9 +84,6 @@ class Target:
         """Proportional set sizes in bytes: server, logger, shims, pause."""
         return {"server": memory(self.pid, "smaps_rollup", "Pss")}
 
-    def settle(self) -> None:
-        """Waits until nothing is under way any more, or for `SETTLE_TIMEOUT`."""
-
 
 class Started(Target):
     """One that is started here, in a cgroup of its own in which all its processes stay."""
@@ -94,7 +94,6 @@ class Started(Target):
         self._own_cgroup = f"{spot.cgroup}/server"
         self._config = spot.state / "config.toml"
         self._process: subprocess.Popen[bytes] | None = None
-        self._at_rest = 0
 
     def _argv(self) -> Sequence[str]:
         raise NotImplementedError
@@ -126,7 +125,6 @@ class Started(Target):
                 text = self.log.read_text(errors="replace")[-4000:]
                 raise RuntimeError(f"{self.name} doesn't serve (exit code {code}):\n{text}")
             time.sleep(0.05)
-        self._at_rest = len(processes(self._own_cgroup))
 
     def _serves(self) -> bool:
         path = Path(self.endpoint.removeprefix("unix:"))
@@ -177,11 +175,6 @@ class Started(Target):
         if b"zos_cri.stdio" in arguments:
             return "logger"
         return "pause" if arguments[0] in (b"/pause", b"catatonit") else ""
-
-    def settle(self) -> None:
-        deadline = time.monotonic() + SETTLE_TIMEOUT
-        while len(processes(self.spot.cgroup)) > self._at_rest and time.monotonic() < deadline:
-            time.sleep(0.01)
 
 
 class Ours(Started):
@@ -311,6 +304,20 @@ class Setting:
         self.runtime = runtime
         self.certs_d = certs_d
         self.networks = 0  # that were given out
+
+
+def settle() -> None:
+    """Waits until the machine rests, or for `SETTLE_TIMEOUT`.
+
+    The kernel takes cgroups and mounts apart after the calls that wanted it: the next one's time
+    isn't to have that in it.
+    """
+    deadline = time.monotonic() + SETTLE_TIMEOUT
+    share, now = 0.0, times()
+    while share < REST_SHARE and time.monotonic() < deadline:
+        time.sleep(REST)
+        before, now = now, times()
+        share = (now.idle - before.idle) / (now.passed - before.passed)
 
 
 def write_cni(directory: Path, setting: Setting) -> Path:
