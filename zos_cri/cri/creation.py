@@ -312,22 +312,18 @@ class Creation:
         volume_images: Mapping[int, Image],
     ) -> tuple[mounts.MountFacts, ...]:
         """Looks at the sources of all mounts, and mounts those that are images."""
-        result = []
-        for index, mount in enumerate(config.mounts):
-            if index in volume_images:
-                with self._metrics.stage("create_container", "image_mounts"):
-                    place = await self._images.mount_view(
-                        volume_images[index].id,
-                        id_,
-                        str(index),
-                        mount.image_sub_path,
-                        userns=sandbox.userns,
-                    )
-                found = mounts.MountFacts(source=str(place or ""), exists=place is not None)
-            else:
-                found = await looks.mount_facts(index, mount)
-            result.append(found)
-        return tuple(result)
+        found = await looks.mount_facts(config)
+        for index, image in volume_images.items():
+            with self._metrics.stage("create_container", "image_mounts"):
+                place = await self._images.mount_view(
+                    image.id,
+                    id_,
+                    str(index),
+                    config.mounts[index].image_sub_path,
+                    userns=sandbox.userns,
+                )
+            found[index] = mounts.MountFacts(source=str(place or ""), exists=place is not None)
+        return tuple(found[index] for index in range(len(config.mounts)))
 
     async def _inputs(
         self, id_: str, sandbox: SandboxMeta, config: pb.ContainerConfig, image: Image

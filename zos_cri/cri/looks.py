@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATH_TIMEOUT: Final = 20.0  # seconds for one look; a busy NFS server takes long
+PATH_TIMEOUT: Final = 20.0  # seconds; a busy NFS server takes long
 RELABEL_TIMEOUT: Final = 120.0  # a volume of a million files takes about ten seconds
 
 
@@ -30,15 +30,33 @@ async def look(fn: Callable[[], T], path: str) -> T:
     return await blocking.call_abandonable(fn, timeout=PATH_TIMEOUT, what=path)
 
 
-async def mount_facts(index: int, mount: pb.Mount) -> mounts.MountFacts:
-    """The source of a mount that is no image.
+async def mount_facts(config: pb.ContainerConfig) -> dict[int, mounts.MountFacts]:
+    """The sources of all mounts that are no images, by the mount's index.
+
+    One thread looks at them all: another one for each costs more than a look.
 
     Raises:
-        InvalidArgument: it isn't an absolute path, or isn't there and can't be made.
+        InvalidArgument: one isn't an absolute path, or isn't there and can't be made.
+        DeadlineExceeded: a file system doesn't answer; the message names the path.
     """
-    field = f"mounts[{index}].host_path"
-    fields.absolute_path(field, mount.host_path)
-    return await look(partial(facts.mount_facts, field, mount), mount.host_path)
+    wanted = {
+        index: mount for index, mount in enumerate(config.mounts) if not mount.HasField("image")
+    }
+    for index, mount in wanted.items():
+        fields.absolute_path(f"mounts[{index}].host_path", mount.host_path)
+    at = ""
+
+    def look_at_all() -> dict[int, mounts.MountFacts]:
+        nonlocal at
+        found = {}
+        for index, mount in wanted.items():
+            at = mount.host_path
+            found[index] = facts.mount_facts(f"mounts[{index}].host_path", mount)
+        return found
+
+    if not wanted:
+        return {}
+    return await blocking.call_abandonable(look_at_all, timeout=PATH_TIMEOUT, what=lambda: at)
 
 
 async def device_facts(config: pb.ContainerConfig) -> tuple[DeviceFacts, ...]:

@@ -55,22 +55,29 @@ async def call(fn: Callable[..., T], *args: Any, timeout: float | None = None) -
 
 
 async def call_abandonable(
-    fn: Callable[..., T], *args: Any, timeout: float, what: str | None = None
+    fn: Callable[..., T],
+    *args: Any,
+    timeout: float,
+    what: str | Callable[[], str] | None = None,
 ) -> T:
     """The result of `fn(*args)`, run in a daemon thread of its own that may be left behind.
 
     Args:
         timeout: seconds until the thread is given up.
-        what: what the error names (the volume's path); by default the function and its arguments.
+        what: what the error names (the volume's path), or a function that says what it is at; by
+            default the function and its arguments.
 
     Raises:
         DeadlineExceeded: it took longer than `timeout`.
         ResourceExhausted: `MAX_STUCK` threads have been left behind and are stuck still.
     """
-    named = what or f"{_name(fn)}({', '.join(map(repr, args))})"
+    made = _Abandonable(
+        asyncio.get_running_loop(),
+        lambda: fn(*args),
+        what or f"{_name(fn)}({', '.join(map(repr, args))})",
+    )
     if len(left_behind()) >= MAX_STUCK:
-        raise ResourceExhausted(f"{named}: {MAX_STUCK} earlier calls on host paths are stuck")
-    made = _Abandonable(asyncio.get_running_loop(), lambda: fn(*args), named)
+        raise ResourceExhausted(f"{made.what}: {MAX_STUCK} earlier calls on host paths are stuck")
     made.start()
     try:
         async with asyncio.timeout(timeout):
@@ -80,7 +87,7 @@ async def call_abandonable(
         if made.ended_by_itself:
             raise
         raise DeadlineExceeded(
-            f"{named}: no answer from the file system within {timeout:g} s"
+            f"{made.what}: no answer from the file system within {timeout:g} s"
         ) from None
     finally:
         made.abandoned = True  # harmless where it has ended: only what runs is counted
@@ -98,14 +105,24 @@ class _Abandonable:
     more, in which the loop stands still.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[], Any], what: str) -> None:
-        self.what = what
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fn: Callable[[], Any],
+        what: str | Callable[[], str],
+    ) -> None:
+        self._what = what
         self.abandoned = False
         self.ended_by_itself = False
         self.future: asyncio.Future[Any] = loop.create_future()
         self._loop = loop
         self._fn = fn
         self._context = contextvars.copy_context()
+
+    @property
+    def what(self) -> str:
+        """What it is stuck in, where it is."""
+        return self._what if isinstance(self._what, str) else self._what()
 
     def start(self) -> None:
         """

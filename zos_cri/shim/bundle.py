@@ -65,14 +65,22 @@ class _Spec(msgspec.Struct, frozen=True):
     process: msgspec.Raw = msgspec.Raw(b"")
 
 
-def create(bundles: Path, bundle_id: str, *, group: str, record: Record | None = None) -> Path:
-    """Makes a bundle, or completes one that is there; an existing config.json stays.
+def create(
+    bundles: Path,
+    bundle_id: str,
+    *,
+    group: str,
+    record: Record | None = None,
+    spec: Mapping[str, Any] | None = None,
+) -> Path:
+    """Makes a bundle, or completes one that is there; without a spec a config.json stays.
 
     A new one is made under a hidden name and renamed, so that a bundle is never seen without its
     record, wherever we are killed.
 
     Args:
         record: written to a group's.
+        spec: for config.json; one that only says whose it is where none is given, and none there.
 
     Returns:
         Its path, with rootfs/, the `log` FIFO and a config.json.
@@ -80,12 +88,12 @@ def create(bundles: Path, bundle_id: str, *, group: str, record: Record | None =
     bundles.mkdir(mode=0o711, parents=True, exist_ok=True)
     path = bundles / bundle_id
     if path.exists():
-        _fill(path, group, record)
+        _fill(path, group, record, spec)
         return path
     hidden = path.with_name("." + path.name)
     _remove_hidden(hidden)
     hidden.mkdir(mode=0o700)
-    _fill(hidden, group, record)
+    _fill(hidden, group, record, spec)
     hidden.rename(path)
     return path
 
@@ -99,20 +107,20 @@ def write(
         spec: its OCI spec, to which the group's name is added.
         root: uid and gid of who is root in the container.
     """
-    path = create(bundles, bundle_id, group=group)
+    annotations = {**spec.get("annotations", {}), GROUP_ANNOTATION: group}
+    path = create(bundles, bundle_id, group=group, spec={**spec, "annotations": annotations})
     if any(root):
         open_to(path, root[1])
-    annotations = {**spec.get("annotations", {}), GROUP_ANNOTATION: group}
-    write_config(path, {**spec, "annotations": annotations})
 
 
-def _fill(path: Path, group: str, record: Record | None) -> None:
+def _fill(path: Path, group: str, record: Record | None, spec: Mapping[str, Any] | None) -> None:
     (path / "rootfs").mkdir(mode=0o711, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkfifo(path / LOG, 0o600)
-    if not (path / CONFIG).exists():
-        minimal = {"ociVersion": "1.0.2", "annotations": {GROUP_ANNOTATION: group}}
-        write_atomic(path / CONFIG, msgspec.json.encode(minimal))
+    if spec is None and not (path / CONFIG).exists():
+        spec = {"ociVersion": "1.0.2", "annotations": {GROUP_ANNOTATION: group}}
+    if spec is not None:
+        write_config(path, spec)
     if record is not None:
         write_record(path, record)
 
@@ -126,7 +134,7 @@ def open_to(path: Path, group: int) -> None:
     path.chmod(0o710)
 
 
-def write_config(path: Path, spec: dict[str, Any]) -> None:
+def write_config(path: Path, spec: Mapping[str, Any]) -> None:
     """Writes a bundle's config.json, replacing a minimal one."""
     write_atomic(path / CONFIG, msgspec.json.encode(spec))
 

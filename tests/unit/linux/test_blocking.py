@@ -130,6 +130,22 @@ async def test_a_cancelled_abandonable_call_is_counted_too():
     await until(lambda: not blocking.left_behind())
 
 
+async def test_a_call_that_is_about_several_things_says_which_it_is_stuck_in() -> None:
+    release, at = threading.Event(), ""
+
+    def look() -> None:
+        nonlocal at
+        for at in ("/fine", "/mnt/dead", "/never"):
+            if at == "/mnt/dead":
+                release.wait(10)
+
+    with pytest.raises(DeadlineExceeded, match=r"^/mnt/dead: no answer"):
+        await blocking.call_abandonable(look, timeout=0.1, what=lambda: at)
+    assert blocking.left_behind() == ["/mnt/dead"]
+    release.set()
+    await until(lambda: blocking.left_behind() == [])
+
+
 async def test_too_many_stuck_calls_are_refused(monkeypatch):
     monkeypatch.setattr(blocking, "MAX_STUCK", 1)
     release = threading.Event()
