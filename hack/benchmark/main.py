@@ -76,11 +76,14 @@ def _options(argv: list[str]) -> argparse.Namespace:
         "--pods", type=_numbers, default=[100], help="to fill and drain: 100 or 100,400"
     )
     parser.add_argument(
+        "--fills", type=int, help="and drains, a round: they differ most (1; 3 with --goals)"
+    )
+    parser.add_argument(
         "--reads", type=int, default=300, help="of each kind with those pods, for 1 s each (300)"
     )
     parser.add_argument("--quick", action="store_true", help="1 round of 3 cycles: does it work?")
     parser.add_argument(
-        "--goals", action="store_true", help="what there are goals for: 5 rounds are 6 minutes"
+        "--goals", action="store_true", help="what there are goals for: 5 rounds are 8 minutes"
     )
     parser.add_argument(
         "--favordynmods",
@@ -105,6 +108,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
         ["zos-cri"] if options.mode == "rss" else ["zos-cri", "containerd"]
     )
     options.rounds = options.rounds or 5
+    options.fills = options.fills or (3 if options.goals else 1)
     if options.goals:
         options.at_once, options.pods = [10], [100]
     if options.quick:
@@ -272,11 +276,10 @@ def measure(place: Place, options: argparse.Namespace) -> report.Result:
                     cgroup_parent=target.pods_cgroup,
                     directory=target.spot.state,
                 )
-        measured = [Measured(target, workloads[target.name], Recorder()) for target in targets]
         for number in range(options.rounds):
             _say(f"round {number + 1} of {options.rounds}")
+            measured = [Measured(target, workloads[target.name], Recorder()) for target in targets]
             for each in measured:
-                each.recorder = Recorder()
                 each.recorder.add("rss/idle", idle[each.target.name] / MIB)
             one_round(measured if number % 2 == 0 else measured[::-1], options)
             for each in measured:
@@ -324,10 +327,11 @@ def one_round(measured: Sequence[Measured], options: argparse.Namespace) -> None
                 each.workload.at_once(each.recorder, number, max(WAVES * number, options.cycles))
                 settle()
     for number in options.pods:
-        for each in measured:
-            with each.at_work():
-                _with_pods(each.target, each.workload, each.recorder, number, reads=options.reads)
-                settle()
+        for again in range(options.fills):
+            for each in measured:
+                with each.at_work():
+                    _with_pods(each, number, reads=0 if again else options.reads)
+                    settle()
 
 
 def _parts(cycles: int) -> Iterator[int]:
@@ -347,21 +351,21 @@ def _cycles(each: Measured, prefix: str, number: int, *, bridge: bool) -> None:
         each.recorder.add(f"{prefix}/cpu", (after - before) / number * 1000)
 
 
-def _with_pods(
-    target: Target, workload: Workload, recorder: Recorder, number: int, *, reads: int
-) -> None:
-    pods = workload.fill(recorder, number, at_once=FILL_AT_ONCE)
-    prefix = f"pods/{number}"
-    workload.reads(recorder, pods, reads)
-    for _ in range(AMONG):
-        workload.cycle(recorder, f"{prefix}/among")
-    settle()
-    pss = target.pss()
-    for kind, size in pss.items():
-        recorder.add(f"{prefix}/pss/{kind}", size / MIB)
-    total = sum(size for kind, size in pss.items() if kind != "pause")
-    recorder.add(f"{prefix}/pss", total / MIB)
-    workload.drain(recorder, pods, at_once=FILL_AT_ONCE)
+def _with_pods(each: Measured, number: int, *, reads: int) -> None:
+    """Fills and drains; the rest, of so many pods that run, is measured where there are reads."""
+    pods = each.workload.fill(each.recorder, number, at_once=FILL_AT_ONCE)
+    if reads:
+        each.workload.reads(each.recorder, pods, reads)
+        prefix = f"pods/{number}"
+        for _ in range(AMONG):
+            each.workload.cycle(each.recorder, f"{prefix}/among")
+        settle()
+        pss = each.target.pss()
+        for kind, size in pss.items():
+            each.recorder.add(f"{prefix}/pss/{kind}", size / MIB)
+        total = sum(size for kind, size in pss.items() if kind != "pause")
+        each.recorder.add(f"{prefix}/pss", total / MIB)
+    each.workload.drain(each.recorder, pods, at_once=FILL_AT_ONCE)
 
 
 def _about(options: argparse.Namespace) -> dict[str, Any]:
