@@ -28,6 +28,8 @@ const (
 	// What the sandbox's process is called, and where in the bundle its pid is noted.
 	holder  = "sandbox"
 	pidFile = "sandbox.pid"
+	// Where it says that it is what it should be: the first of a command's extra files.
+	readyFile = 3
 )
 
 func init() {
@@ -59,6 +61,9 @@ func hold() {
 	signal.Notify(ended, syscall.SIGTERM)
 	orphans := make(chan os.Signal, 64)
 	signal.Notify(orphans, syscall.SIGCHLD)
+	ready := os.NewFile(readyFile, "ready")
+	ready.Write([]byte{1})
+	ready.Close()
 	for {
 		select {
 		case <-ended:

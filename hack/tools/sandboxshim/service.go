@@ -214,12 +214,23 @@ func (s *service) StartSandbox(
 	}
 	command.Dir = s.bundle
 	command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID, Setpgid: true}
+	told, ready, err := os.Pipe()
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	defer told.Close()
+	command.ExtraFiles = []*os.File{ready}
 	exits, err := reaper.Default.Start(command)
+	ready.Close()
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
 	s.pid, s.createdAt = command.Process.Pid, time.Now()
 	go s.wait(command, exits)
+	// It has started when it is in its network; where it ends before, the pipe ends with it.
+	if _, err := told.Read(make([]byte, 1)); err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("sandbox %s: %w", s.id, err))
+	}
 	noted := []byte(strconv.Itoa(s.pid))
 	if err := os.WriteFile(filepath.Join(s.bundle, pidFile), noted, 0o600); err != nil {
 		return nil, errgrpc.ToGRPC(err)
