@@ -44,7 +44,9 @@ async def mount_facts(config: pb.ContainerConfig) -> dict[int, mounts.MountFacts
     }
     for index, mount in wanted.items():
         fields.absolute_path(f"mounts[{index}].host_path", mount.host_path)
-    at = ""
+    if not wanted:
+        return {}
+    at = next(iter(wanted.values())).host_path  # also where no thread is to be had
 
     def look_at_all() -> dict[int, mounts.MountFacts]:
         nonlocal at
@@ -54,8 +56,6 @@ async def mount_facts(config: pb.ContainerConfig) -> dict[int, mounts.MountFacts
             found[index] = facts.mount_facts(f"mounts[{index}].host_path", mount)
         return found
 
-    if not wanted:
-        return {}
     return await blocking.call_abandonable(look_at_all, timeout=PATH_TIMEOUT, what=lambda: at)
 
 
