@@ -42,7 +42,7 @@ STEPS: Final = frozenset(
         # pods whose shim makes the sandbox
         *("sandboxer.create", "sandboxer.start", "sandboxer.stop", "sandboxer.shutdown"),
         # containers
-        *("rootfs.prepare", "rootfs.volumes", "rootfs.release"),
+        *("rootfs.prepare", "rootfs.volumes", "rootfs.hide", "rootfs.release"),
         *("bundle.write", "bundle.remove"),
         *("log.fifos", "log.attach", "log.finish", "log.detach"),
         *("task.create", "task.start", "task.signal", "task.kill", "task.delete"),

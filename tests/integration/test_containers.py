@@ -14,7 +14,9 @@ import pytest
 
 from tests.fakes import tars
 from tests.integration.server import UPSTREAM, Server, serving
+from tests.integration.test_crictl import wait_for
 from zos_cri._pb import cri_pb2 as pb
+from zos_cri.linux.mount import mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,6 +71,26 @@ def refused(cri: Any, node: Server, pod: str, **fields: Any) -> tuple[Any, str]:
     with pytest.raises(grpc.RpcError) as error:
         node.run_container(cri, pod, **fields)
     return error.value.code(), str(error.value.details())
+
+
+def test_the_hosts_mounts_do_not_grow_with_what_runs(node: Server) -> None:
+    """A root filesystem is the container's own once it runs, and is whole."""
+    with node.cri() as cri:
+        pod = node.run_pod(cri)
+        one, two = (node.run_container(cri, pod, name=name) for name in ("one", "two"))
+        bundles = node.run / "bundles"
+        wait_for(lambda: mounts_below(str(bundles)) == [])
+        says(cri, one, "echo mine > /mine && ls /bin/sh")
+        assert (node.state / "images/containers" / one / "fs/mine").read_text() == "mine\n"
+        node.restart()
+    with node.cri() as cri:
+        assert says(cri, one, "cat /mine") == "mine"
+        says(cri, two, "! test -e /mine")
+        cri.StopContainer(pb.StopContainerRequest(container_id=one, timeout=0))
+        cri.RemoveContainer(pb.RemoveContainerRequest(container_id=one))
+        assert not (node.state / "images/containers" / one).exists()
+        assert not (bundles / one).exists()
+        says(cri, two, "cat /etc/passwd")
 
 
 # Images' volumes

@@ -24,6 +24,7 @@ from zos_cri.linux.processes import signal_in_cgroup
 from zos_cri.log import get_log
 from zos_cri.module.ending import Ending, SignalInit
 from zos_cri.module.exits import Exits
+from zos_cri.module.hiding import Hiding
 from zos_cri.module.starting import create_task
 from zos_cri.module.types import ContainerEventKind, ContainerNotice
 from zos_cri.shim import bundle as bundles
@@ -83,6 +84,7 @@ class Containers:
         self._locks: dict[str, asyncio.Lock] = {}
         self._joins: Joins[None] = Joins()
         self._background: set[asyncio.Task[None]] = set()
+        self._hiding = Hiding(self.later)
         self._subscribers: list[Callable[[ContainerNotice], None]] = []
         self.exits = Exits(
             table=table,
@@ -229,6 +231,8 @@ class Containers:
             ),
         )
         self.exits.started(meta.id)
+        if shim.handler.on_host:
+            self._hiding.soon(meta.bundle)
         _log.info("container started", container=meta.id, pid=pid, shim=shim.pid)
 
     async def start_failed(self, meta: ContainerMeta, error: Exception) -> None:

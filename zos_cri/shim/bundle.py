@@ -154,6 +154,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise errors.DataLoss(f"{path / CONFIG}: {error}") from error
 
 
+def mentions(path: Path, key: str) -> bool:
+    """Whether a bundle's config.json has a key of this name anywhere, or a text that is the same.
+
+    A twentieth of the time that it takes to read it for what it says.
+    """
+    with (path / CONFIG).open("rb") as file:
+        return f'"{key}"'.encode() in file.read(_MAX_CONFIG)
+
+
 def write_record(path: Path, record: Record) -> None:
     write_atomic(path / RECORD, msgspec.json.encode(record))
 
