@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 IMAGE: Final = "registry.k8s.io/e2e-test-images/busybox:1.29-2"
 WARM_UP: Final = 2  # cycles that don't count
 TURN: Final = 5  # cycles until it is the next one's turn
-AMONG: Final = 5  # cycles while many pods run
+AMONG: Final = 20  # cycles while many pods run
 # Of cycles at once: all begin together, and the last ones have the machine for themselves.
 WAVES: Final = 5
 FILL_AT_ONCE: Final = 10
@@ -357,6 +357,7 @@ def _with_pods(each: Measured, number: int, *, reads: int) -> None:
     if reads:
         each.workload.reads(each.recorder, pods, reads)
         prefix = f"pods/{number}"
+        settle()
         for _ in range(AMONG):
             each.workload.cycle(each.recorder, f"{prefix}/among")
         settle()
