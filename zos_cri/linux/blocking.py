@@ -63,7 +63,8 @@ async def call_abandonable(
     """The result of `fn(*args)`, run in a daemon thread of its own that may be left behind.
 
     Args:
-        timeout: seconds until the thread is given up.
+        timeout: seconds until the thread is given up; where `what` is a function, seconds in
+            which it is at one and the same thing.
         what: what the error names (the volume's path), or a function that says what it is at; by
             default the function and its arguments.
 
@@ -80,16 +81,15 @@ async def call_abandonable(
         raise ResourceExhausted(f"{made.what}: {MAX_STUCK} earlier calls on host paths are stuck")
     made.start()
     try:
-        async with asyncio.timeout(timeout):
-            result: T = await made.future
-            return result
-    except TimeoutError:
-        if made.ended_by_itself:
-            raise
-        raise DeadlineExceeded(
-            f"{made.what}: no answer from the file system within {timeout:g} s"
-        ) from None
+        at = made.what
+        while not (await asyncio.wait([made.future], timeout=timeout))[0]:
+            if made.what == at:
+                raise DeadlineExceeded(f"{at}: no answer from the file system within {timeout:g} s")
+            at = made.what
+        result: T = made.future.result()
+        return result
     finally:
+        made.future.cancel()  # where nobody waits for it any more
         made.abandoned = True  # harmless where it has ended: only what runs is counted
 
 
@@ -113,7 +113,6 @@ class _Abandonable:
     ) -> None:
         self._what = what
         self.abandoned = False
-        self.ended_by_itself = False
         self.future: asyncio.Future[Any] = loop.create_future()
         self._loop = loop
         self._fn = fn
@@ -152,7 +151,6 @@ class _Abandonable:
     def _deliver(self, result: Any, error: BaseException | None) -> None:
         if self.future.done():
             return
-        self.ended_by_itself = True
         if error is not None:
             self.future.set_exception(error)
         else:

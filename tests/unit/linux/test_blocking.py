@@ -146,6 +146,21 @@ async def test_a_call_that_is_about_several_things_says_which_it_is_stuck_in() -
     await until(lambda: blocking.left_behind() == [])
 
 
+async def test_each_of_several_things_has_its_own_time() -> None:
+    release = threading.Event()
+    names: list[str] = []
+
+    def at() -> str:
+        names.append(f"/slow/{len(names)}")
+        if len(names) == 4:
+            release.set()
+        return names[-1]
+
+    assert await blocking.call_abandonable(release.wait, 10, timeout=0.02, what=at)
+    assert len(names) >= 4
+    assert blocking.left_behind() == []
+
+
 async def test_too_many_stuck_calls_are_refused(monkeypatch):
     monkeypatch.setattr(blocking, "MAX_STUCK", 1)
     release = threading.Event()
