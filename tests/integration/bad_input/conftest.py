@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.server import DEBIAN, UPSTREAM, Server, serving
+from tests.integration.test_crictl import wait_for
+from zos_cri.linux.mount import mounts_below
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,5 +44,7 @@ def pod(node: Server, cri: Any) -> str:
 
 @pytest.fixture(scope="package")
 def running(node: Server, cri: Any, pod: str) -> str:
-    """A container of that pod, which runs."""
-    return node.run_container(cri, pod, name="running")
+    """A container of that pod, which runs, and whose root filesystem is hidden already."""
+    id_ = node.run_container(cri, pod, name="running")
+    wait_for(lambda: mounts_below(str(node.run / "bundles")) == [])
+    return id_
