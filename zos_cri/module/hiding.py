@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,8 +58,9 @@ def hide(paths: Iterable[Path]) -> None:
     for path in paths:
         try:
             # A poststop hook may want to look at it, and comes before the shim takes it down.
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                if not bundles.mentions(path, "poststop"):
-                    mount.unmount(str(path / ROOTFS), lazy=True)
+            if not bundles.mentions(path, "poststop"):
+                mount.unmount(str(path / ROOTFS), lazy=True)
+        except FileNotFoundError:
+            continue  # removed meanwhile
         except (OSError, mount.MountError) as error:
             _log.warning("root filesystem not hidden", bundle=str(path), error=error)

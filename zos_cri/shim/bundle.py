@@ -155,10 +155,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def mentions(path: Path, key: str) -> bool:
-    """Whether a bundle's config.json has a key of this name anywhere, or a text that is the same.
-
-    A twentieth of the time that it takes to read it for what it says.
-    """
+    """Whether a bundle's config.json has this key anywhere, or a text that is the same."""
     with (path / CONFIG).open("rb") as file:
         return f'"{key}"'.encode() in file.read(_MAX_CONFIG)
 
